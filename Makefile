@@ -1,0 +1,31 @@
+# make notebook   execute README.ipynb top to bottom into executed/ (what a reader runs)
+# make lab        open it in JupyterLab
+# make test       run the tests
+# make publish    execute README.ipynb in place and bring README.md in line with it (what a maintainer runs)
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: notebook lab test publish clean
+
+notebook: .venv/ready
+	$(BIN)/python -m src.notebook executed/README.ipynb
+
+lab: .venv/ready
+	$(BIN)/jupyter lab README.ipynb
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+publish: .venv/ready
+	$(BIN)/python -m src.notebook --publish
+
+.venv/ready: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name it with make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv executed

@@ -1,0 +1,5 @@
+from src.datasets.digits import SpuriousDigits
+from src.datasets.mnist import DataUnavailable, SpuriousMNIST
+from src.datasets.square import CLASSES, GROUPS, SQUARE, TEST_SETS
+
+__all__ = ["CLASSES", "GROUPS", "SQUARE", "TEST_SETS", "DataUnavailable", "SpuriousDigits", "SpuriousMNIST"]

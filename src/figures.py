@@ -1,0 +1,172 @@
+"""The figures: each function returns one. Heat maps share one colour scale, masks are white where pixels are hidden."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from src.datasets import CLASSES
+from src.metrics import summarize
+
+plt.style.use(Path(__file__).with_name("style.mplstyle"))
+
+COLOURS = {"ERM": "#7f7f7f", "RandMask": "#e69f00", "MaskTune": "#0072b2"}  # Okabe-Ito, readable when colour-blind
+WRONG = "#d62728"
+HEAT = dict(cmap="inferno", vmin=0, vmax=1)
+MASK = dict(cmap="gray", vmin=0, vmax=1)
+
+
+def results(table: dict[str, dict[str, dict[str, list[float]]]], chance: float = 0.5) -> Figure:
+    """Accuracy on both test sets: {setting title: {method: {test set: one accuracy per seed}}}; whiskers: one std."""
+    figure, axes = plt.subplots(1, len(table), figsize=(4 * len(table), 3.6), sharey=True)
+    for axis, (title, methods) in zip(axes, table.items(), strict=True):
+        for i, (method, sets) in enumerate(methods.items()):
+            for j, (_, values) in enumerate(sets.items()):
+                summary = summarize([100 * value for value in values])
+                x = j + 0.28 * (i - 1)
+                axis.bar(x, summary.mean, 0.26, yerr=summary.std if summary.n > 1 else None, capsize=3,
+                         color=COLOURS[method], label=method if j == 0 else None)
+                axis.text(x, summary.mean + 4, f"{summary.mean:.1f}", ha="center", fontsize=9)
+        axis.axhline(100 * chance, color="0.6", linewidth=1, linestyle=":")
+        axis.set(title=title, ylim=(0, 112), xticks=range(len(sets)), xticklabels=list(sets))
+    axes[0].set_ylabel("accuracy, %")
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def method(image: Tensor, heatmap: Tensor, mask: Tensor, share: float) -> Figure:
+    """The method in one picture, on a real image (3, H, W) float, its heat map (H, W) and its mask (H, W) bool."""
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.9))
+    steps = [(image, {}, "1  train (ERM)\non the images"), (heatmap, HEAT, "2  XGradCAM:\nwhere the model looks"),
+             (mask, MASK, f"3  hide heat > m + 2 s\nhere {share:.1%} of the pixels"),
+             (image.masked_fill(mask, 0), {}, "4  fine-tune one epoch\non what is left")]
+    for axis, (picture, style, title) in zip(axes, steps, strict=True):
+        _show(axis, picture, style, title)
+    for left, right in pairwise(axes):
+        right.annotate("", xy=(-0.02, 0.5), xytext=(1.02, 0.5), xycoords=right.transAxes, textcoords=left.transAxes,
+                       arrowprops=dict(arrowstyle="-|>", color="0.3", linewidth=2))
+    return figure
+
+
+def samples(images: Tensor, titles: Sequence[str], rows: int = 1) -> Figure:
+    """Images (N, 3, H, W) float in [0, 1] in a grid, each under its title."""
+    figure, axes = plt.subplots(rows, len(images) // rows, figsize=(1.35 * len(images) // rows, 1.75 * rows))
+    for axis, image, title in zip(axes.flat, images, titles, strict=True):
+        _show(axis, image, {}, title)
+    return figure
+
+
+def curves(histories: dict[str, dict[str, list[float]]]) -> Figure:
+    """Training loss (log scale) and LR against epochs: {setting title: history}."""
+    figure, (loss, lr) = plt.subplots(1, 2, figsize=(12, 3.4), width_ratios=(2, 1))
+    for title, history in histories.items():
+        epochs = range(1, len(history["loss"]) + 1)
+        loss.plot(epochs, history["loss"], label=title)
+        lr.step(epochs, history["lr"], where="mid", color="0.3")
+    loss.set(title="training loss (mean over the epoch)", xlabel="epoch", yscale="log")
+    lr.set(title="learning rate in force", xlabel="epoch", ylim=(0, None))
+    loss.legend()
+    return figure
+
+
+def heatmaps(images: Tensor, maps: Tensor, masks: Tensor, labels: Tensor, predictions: Tensor) -> Figure:
+    """Samples (N, 3, H, W), their heat maps (N, H, W), masks (N, H, W) bool and masked images, one sample a column."""
+    rows = [("image", images, {}), ("heat map", maps, HEAT), ("mask\n(white: hidden)", masks, MASK),
+            ("masked", images.masked_fill(masks[:, None], 0), {})]
+    figure = _rows(rows)
+    _title_predictions(figure, labels, predictions)
+    return figure
+
+
+def before_after(images: Tensor, before: Tensor, after: Tensor, labels: Tensor, predicted_before: Tensor,
+                 predicted_after: Tensor, title: str) -> Figure:
+    """The same samples (N, 3, H, W) with the heat maps (N, H, W) and predictions (N,) of ERM and of MaskTune."""
+    figure = _rows([("image", images, {}), ("ERM", before, HEAT), ("MaskTune", after, HEAT)])
+    columns = len(images)
+    for row, predicted in ((1, predicted_before), (2, predicted_after)):
+        for axis, label, guess in zip(figure.axes[row * columns:(row + 1) * columns], labels, predicted, strict=True):
+            axis.set_title(f"→ {CLASSES[guess][7:]}", color="black" if label == guess else WRONG, fontsize=10)
+    for axis, label in zip(figure.axes[:columns], labels, strict=True):
+        axis.set_title(CLASSES[label][7:], fontsize=10)
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def mean_masks(masks: Tensor, labels: Tensor) -> Figure:
+    """How often each pixel is hidden, class by class: masks (N, H, W) bool, labels (N,)."""
+    figure, axes = plt.subplots(1, len(CLASSES), figsize=(4.2 * len(CLASSES), 3.6))
+    for label, axis in enumerate(axes):
+        often = masks[labels == label].float().mean(0)
+        shown = _show(axis, often, dict(cmap="viridis", vmin=0, vmax=1), CLASSES[label])
+    figure.colorbar(shown, ax=axes, label="share of images in which the pixel is hidden")
+    return figure
+
+
+def by_digit(accuracies: dict[str, Tensor], lines: dict[str, float]) -> Figure:
+    """Accuracy of each digit 0-9 on the malicious set, in [0, 1], in one panel per order of the data.
+
+    accuracies: {title: (seeds, 10)}; lines: {title: accuracy over the whole set}.
+    """
+    figure, axes = plt.subplots(1, len(accuracies), figsize=(6 * len(accuracies), 3.6), sharey=True)
+    for axis, (title, values) in zip(axes, accuracies.items(), strict=True):
+        values = 100 * values
+        axis.bar(range(10), values.mean(0), color=COLOURS["ERM"])
+        axis.plot(range(10), values.T, "k.", markersize=4)
+        for digit, value in enumerate(values.mean(0).tolist()):
+            axis.text(digit, value + 4, f"{value:.0f}", ha="center", fontsize=9)
+        axis.axhline(100 * lines[title], color=WRONG, linewidth=1.2)
+        axis.text(9.6, 100 * lines[title] + 2, f"all digits: {100 * lines[title]:.2f} %", ha="right", color=WRONG)
+        axis.set(title=title, xlabel="digit", xticks=range(10), ylim=(0, 112))
+    axes[0].set_ylabel("ERM, malicious set: accuracy, %")
+    return figure
+
+
+def finetune_lr(lrs: Sequence[float], table: dict[str, dict[str, Tensor]]) -> Figure:
+    """Accuracy after the fine-tune against its LR: {setting title: {test set: (seeds, LRs) in [0, 1]}}."""
+    figure, axes = plt.subplots(1, len(table), figsize=(5 * len(table), 3.4), sharey=True)
+    for axis, (title, sets) in zip(axes, table.items(), strict=True):
+        for (test_set, values), colour in zip(sets.items(), (COLOURS["RandMask"], COLOURS["MaskTune"]), strict=True):
+            axis.plot(lrs, 100 * values.mean(0), "o-", color=colour, label=test_set)
+            axis.plot(lrs, 100 * values.T, ".", color=colour, markersize=4)
+        axis.set(title=title, xscale="log", xlabel="LR of the one-epoch fine-tune")
+        axis.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+        axis.minorticks_off()
+    axes[0].set_ylabel("MaskTune: accuracy, %")
+    axes[0].legend()
+    return figure
+
+
+def _show(axis: Axes, picture: Tensor, style: dict, title: str = ""):
+    axis.grid(False)
+    axis.set(xticks=[], yticks=[], title=title)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    picture = picture.detach().cpu().float()
+    return axis.imshow(picture.permute(1, 2, 0) if picture.dim() == 3 else picture, **style)
+
+
+def _rows(rows: list[tuple[str, Tensor, dict]]) -> Figure:
+    """A grid with one named row per entry and one sample a column."""
+    columns = len(rows[0][1])
+    figure, axes = plt.subplots(len(rows), columns, figsize=(1.3 * columns, 1.45 * len(rows)), squeeze=False)
+    for (name, pictures, style), line in zip(rows, axes, strict=True):
+        for axis, picture in zip(line, pictures, strict=True):
+            _show(axis, picture, style)
+        line[0].set_ylabel(name)
+    return figure
+
+
+def _title_predictions(figure: Figure, labels: Tensor, predictions: Tensor) -> None:
+    for axis, label, guess in zip(figure.axes, labels, predictions, strict=False):
+        axis.set_title(f"{CLASSES[label][7:]} → {CLASSES[guess][7:]}", fontsize=9.5,
+                       color="black" if label == guess else WRONG)
+
+
+def one_of_each_digit(digits: Tensor) -> Tensor:
+    """Indices (10,) of the first image of each digit: the same samples before and after."""
+    return torch.stack([torch.nonzero(digits == digit)[0, 0] for digit in range(10)])

@@ -1,0 +1,42 @@
+"""What is measured: pure functions of tensors."""
+
+import math
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies in [0, 1]: over all samples, of each group that occurs, and of the worst of these."""
+
+    average: float
+    groups: dict[int, float]
+
+    @property
+    def worst(self) -> float:
+        return min(self.groups.values())
+
+
+def score(predictions: Tensor, labels: Tensor, groups: Tensor) -> Score:
+    """Score predictions, all (N,) int64. Groups without a sample are left out, not counted as 0."""
+    correct = (predictions == labels).double()
+    return Score(correct.mean().item(), {int(g): correct[groups == g].mean().item() for g in groups.unique()})
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and sample standard deviation (ddof 1) over n seeds; prints as percent."""
+
+    mean: float
+    std: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f}" + (f" ± {100 * self.std:.1f}" if self.n > 1 else "")
+
+
+def summarize(values: list[float]) -> Summary:
+    """Summarize one number per seed; with one seed the standard deviation is NaN."""
+    return Summary(fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values))

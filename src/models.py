@@ -1,0 +1,56 @@
+"""The classifiers. Each takes images (B, 3, H, W) as float in [0, 1] and names its saliency layer."""
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+
+def _conv_block(channels_in: int, channels_out: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels_in, channels_out, kernel_size=3), nn.BatchNorm2d(channels_out), nn.ReLU()]
+
+
+class SmallCNN(nn.Module):
+    """The paper's network for MNIST: (B, 3, 28, 28) in [0, 1] -> (B, num_classes) logits; 149,298 parameters for 2.
+
+    Parameter names and order are those of the official code, so weights published by it load strictly.
+    """
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(
+            *_conv_block(3, 16), *_conv_block(16, 16), nn.MaxPool2d(2),  # 28 -> 26 -> 24 -> 12
+            *_conv_block(16, 32), *_conv_block(32, 32), nn.MaxPool2d(2),  # 12 -> 10 -> 8 -> 4
+            nn.Flatten(),
+        )
+        self.linear = nn.Sequential(nn.Linear(512, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, num_classes))
+
+    @property
+    def saliency_layer(self) -> nn.Module:
+        """The last ReLU before pooling: (B, 32, 8, 8)."""
+        return self.backbone[12]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(self.backbone(images))
+
+
+class ResNet50(nn.Module):
+    """torchvision's ResNet-50: (B, 3, H, W) in [0, 1] -> (B, num_classes) logits. Normalisation is its first layer.
+
+    Args:
+        weights: a torchvision weights name such as "IMAGENET1K_V1", downloaded once; None for random weights.
+    """
+
+    def __init__(self, num_classes: int = 2, weights: str | None = None) -> None:
+        super().__init__()
+        self.model = torchvision.models.resnet50(weights=weights)
+        self.model.fc = nn.Linear(self.model.fc.in_features, num_classes)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)  # ImageNet
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+
+    @property
+    def saliency_layer(self) -> nn.Module:
+        """The last residual block: (B, 2048, H / 32, W / 32)."""
+        return self.model.layer4[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model((images - self.mean) / self.std)

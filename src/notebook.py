@@ -1,0 +1,84 @@
+"""Execute README.ipynb, with progress on the terminal: `python -m src.notebook TARGET`, or `--publish` for in place."""
+
+import argparse
+import base64
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+from src.experiments import MNIST, choose_settings
+
+NOTEBOOK = Path("README.ipynb")
+LANDING_PAGE = Path("README.md")
+FIGURE = Path("assets/results.png")
+TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=\n<!-- /results -->)", re.DOTALL)
+
+
+class Client(NotebookClient):
+    """Executes a notebook and repeats on the terminal what its cells print, as they print it."""
+
+    def process_message(self, msg: dict, cell: nbformat.NotebookNode, cell_index: int) -> nbformat.NotebookNode | None:
+        if msg["msg_type"] == "stream":
+            sys.stdout.write(msg["content"]["text"])
+            sys.stdout.flush()
+        return super().process_message(msg, cell, cell_index)
+
+
+def execute(notebook: nbformat.NotebookNode) -> None:
+    """Execute a notebook in place, top to bottom, in the current folder; an error in a cell is raised."""
+    count = len(notebook.cells)
+
+    def announce(cell: nbformat.NotebookNode, cell_index: int) -> None:
+        title = re.match(r"#+ (.*)", cell.source) if cell.cell_type == "markdown" else None
+        if title:
+            print(f"[{cell_index + 1}/{count}] {title[1]}", flush=True)
+
+    # coalescing keeps a progress bar as one line
+    Client(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
+           on_cell_start=announce).execute()
+
+
+def tagged(notebook: nbformat.NotebookNode, tag: str, mimetype: str) -> str:
+    """Return the output of the cell with a tag, in one of its forms."""
+    cell, = (cell for cell in notebook.cells if tag in cell.metadata.get("tags", []))
+    return next(output.data[mimetype] for output in cell.outputs if mimetype in output.get("data", {}))
+
+
+def write(path: Path, content: bytes) -> None:
+    """Put a whole file in place, or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", nargs="?", type=Path, help="where the executed notebook goes")
+    parser.add_argument("--publish", action="store_true", help="in place, with the table and figure of README.md")
+    arguments = parser.parse_args()
+    if (arguments.target is None) != arguments.publish:
+        parser.error("give either a target or --publish")
+    if arguments.publish and choose_settings() is not MNIST:
+        parser.error("the published notebook shows MNIST, which is not at hand")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    execute(notebook)
+    target = NOTEBOOK if arguments.publish else arguments.target
+    write(target, nbformat.writes(notebook).encode())
+    if arguments.publish:
+        write(FIGURE, base64.b64decode(tagged(notebook, "results-figure", "image/png")))
+        table = tagged(notebook, "results-table", "text/markdown")
+        page = LANDING_PAGE.read_text()
+        write(LANDING_PAGE, TABLE.sub(lambda _: table, page).encode())
+    print(f"executed: {target}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The tables of the notebook, as Markdown, from predictions."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from src.datasets import GROUPS
+from src.metrics import Score, score, summarize
+
+Predictions = dict[str, dict[str, Tensor]]  # {method: {test set: (seeds, N) int64}}
+TESTED_GROUPS = (0, 2, 3)  # "0-4, square" is in neither of the paper's test sets
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def scores(predictions: dict[str, Tensor], tests: dict) -> dict[str, list[Score]]:
+    """Score predictions {test set: (seeds, N)}: {test set: one score per seed}."""
+    return {name: [score(guesses, tests[name].labels, tests[name].groups) for guesses in per_seed]
+            for name, per_seed in predictions.items()}
+
+
+def averages(predictions: dict[str, Predictions], tests: dict) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Average accuracies: {setting title: {method: {test set: one accuracy per seed}}}."""
+    return {title: {method: {name: [one.average for one in many] for name, many in scores(sets, tests).items()}
+                    for method, sets in methods.items()} for title, methods in predictions.items()}
+
+
+def results(predictions: dict[str, Predictions], tests: dict) -> str:
+    """Accuracy in percent, mean ± std over seeds: both test sets, and the worst of the groups in them."""
+    return _table(predictions, tests, ["raw", "malicious", "worst group"])
+
+
+def results_by_group(predictions: dict[str, Predictions], tests: dict) -> str:
+    """Accuracy of each group in percent, mean ± std over seeds."""
+    return _table(predictions, tests, [GROUPS[group] for group in TESTED_GROUPS])
+
+
+def _table(predictions: dict[str, Predictions], tests: dict, columns: list[str]) -> str:
+    rows = []
+    for title, methods in predictions.items():
+        for method, sets in methods.items():
+            scored = scores(sets, tests)
+            per_group = [{**raw.groups, **malicious.groups}
+                         for raw, malicious in zip(scored["raw"], scored["malicious"], strict=True)]
+            cells = {"worst group": [min(groups.values()) for groups in per_group]}
+            cells |= {name: [one.average for one in many] for name, many in scored.items()}
+            cells |= {GROUPS[group]: [groups[group] for groups in per_group] for group in TESTED_GROUPS}
+            rows.append([title, method, *(summarize(cells[column]) for column in columns), len(per_group)])
+    return markdown(["training set", "method", *columns, "n"], rows)
+
+
+def compare(rows: Sequence[tuple[str, str, float, Sequence[float]]]) -> str:
+    """Others' numbers beside ours: (what, source, theirs in percent, ours as one accuracy in [0, 1] per seed)."""
+    return markdown(["", "source", "theirs, %", "ours, %", "difference", "n"], [
+        [what, source, f"{theirs:.2f}", summarize(ours), f"{100 * summarize(ours).mean - theirs:+.1f}", len(ours)]
+        for what, source, theirs, ours in rows])
+
+
+def groups(named: dict[str, Tensor]) -> str:
+    """How many images each group has: {data set: groups (N,)}."""
+    return markdown(["", *GROUPS, "all"], [
+        [name, *(f"{int((group == i).sum()):,}" for i in range(len(GROUPS))), f"{len(group):,}"]
+        for name, group in named.items()])
+
+
+def accuracy_by_digit(predictions: Tensor, labels: Tensor, digits: Tensor) -> Tensor:
+    """(seeds, N) predictions -> (seeds, 10) accuracies in [0, 1]."""
+    correct = (predictions == labels).double()
+    return torch.stack([correct[:, digits == digit].mean(1) for digit in range(10)], dim=1)
+
+
+def masks(histories: dict[str, dict[str, list[dict[str, list[float]]]]]) -> str:
+    """What the masks hit, in percent, mean ± std over seeds: {setting title: {method: fine-tune histories}}."""
+    facts = {"hidden": "pixels hidden", "squares_covered": "squares' pixels hidden",
+             "erm_accuracy_on_masked": "ERM's accuracy on the masked training images"}
+    return markdown(["training set", "masks of", *facts.values(), "n"], [
+        [title, method, *(summarize([history[fact][0] for history in seeds]) for fact in facts), len(seeds)]
+        for title, methods in histories.items() for method, seeds in methods.items()])
+
+
+def finetune_lr(lrs: Sequence[float], accuracies: dict[str, dict[str, Tensor]]) -> str:
+    """Accuracy after the fine-tune at each LR, in percent: {setting title: {test set: (seeds, LRs) in [0, 1]}}."""
+    return markdown(["training set", "test set", *(f"LR {lr:g}" for lr in lrs), "n"], [
+        [title, name, *(summarize(column.tolist()) for column in values.T), len(values)]
+        for title, sets in accuracies.items() for name, values in sets.items()])
+
+
+def expectations(predictions: dict[str, Predictions], tests: dict, expected: dict[str, str]) -> str:
+    """What an experiment promised beside what was observed, in percent: {setting title: promise}."""
+    seen = averages(predictions, tests)
+    return markdown(["training set", "expected", "observed: ERM raw", "ERM malicious", "MaskTune raw",
+                     "MaskTune malicious"], [
+        [title, promise, *(summarize(seen[title][method][name]) for method in ("ERM", "MaskTune")
+                           for name in ("raw", "malicious"))] for title, promise in expected.items()])
