@@ -60,6 +60,7 @@ class Setting:
     erm: Erm
     expect: str
     finetune: FineTune = field(default_factory=FineTune)
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 MNIST = (
@@ -75,7 +76,6 @@ DIGITS = tuple(
             expect="MaskTune clearly better than ERM on malicious, with 450 test images",
             erm=replace(setting.erm, dataset="SpuriousDigits", epochs=10, batch_size=32))
     for setting in MNIST)
-SEEDS = (0, 1, 2)
 METHODS = ("ERM", "RandMask", "MaskTune")
 FINETUNE_LRS = (0.01, 0.005, 0.0025, 0.00125)  # the four of ERM's schedule: official code's first to paper's last
 

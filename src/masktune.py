@@ -33,7 +33,7 @@ def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Tensor 
     """
     device = next(model.parameters()).device
     masks = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool, device=images.device)
-    for start in tqdm(range(0, len(images), batch_size), desc="masks", leave=False):
+    for start in tqdm(range(0, len(images), batch_size), desc="masks", leave=False, position=0):
         batch = slice(start, start + batch_size)
         before = None if hidden is None else hidden[batch].to(device)
         found = hottest(xgradcam(model, pixels(images[batch].to(device), before)), k)

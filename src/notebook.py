@@ -41,6 +41,9 @@ def execute(notebook: nbformat.NotebookNode) -> None:
     # coalescing keeps a progress bar as one line
     Client(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
            on_cell_start=announce).execute()
+    for cell in notebook.cells:  # a bar that was cleared leaves blanks behind
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("text", "-").strip()]
 
 
 def tagged(notebook: nbformat.NotebookNode, tag: str, mimetype: str) -> str:

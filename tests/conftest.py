@@ -1,0 +1,50 @@
+"""What the tests share: one small experiment on scikit-learn's digits, trained once, and MNIST where it is present."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from src import experiments
+from src.datasets import DataUnavailable
+from src.datasets.mnist import ensure_mnist
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def setting():
+    """The random digits setting, shortened to three epochs with the LR halved at the third."""
+    digits = experiments.DIGITS[0]
+    return replace(digits, erm=replace(digits.erm, epochs=3, lr_halved_every=2))
+
+
+@pytest.fixture(scope="session")
+def run(setting, tmp_path_factory):
+    """ERM, RandMask and MaskTune of that setting, trained by the project's own functions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments, "CHECKPOINTS", tmp_path_factory.mktemp("checkpoints"))
+        yield experiments.run(setting, seed=0)
+
+
+@pytest.fixture(scope="session")
+def train(setting):
+    return experiments.load_data(setting.erm, seed=0)
+
+
+@pytest.fixture(scope="session")
+def mnist_root():
+    """The folder with MNIST; the test is skipped where it is absent."""
+    root = REPOSITORY / "data"
+    try:
+        ensure_mnist(root, download=False)
+    except DataUnavailable as reason:
+        pytest.skip(str(reason))
+    return root
+
+
+def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    """Whether two models have equal weights and buffers, bit for bit."""
+    one, two = first.state_dict(), second.state_dict()
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)

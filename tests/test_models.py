@@ -1,0 +1,53 @@
+import torch
+import torchvision
+
+from src.models import ResNet50, SmallCNN
+
+OFFICIAL = {  # names and shapes of the weights that the official code publishes for 2 classes
+    "backbone.0.weight": (16, 3, 3, 3), "backbone.0.bias": (16,),
+    "backbone.1.weight": (16,), "backbone.1.bias": (16,), "backbone.1.running_mean": (16,),
+    "backbone.1.running_var": (16,), "backbone.1.num_batches_tracked": (),
+    "backbone.3.weight": (16, 16, 3, 3), "backbone.3.bias": (16,),
+    "backbone.4.weight": (16,), "backbone.4.bias": (16,), "backbone.4.running_mean": (16,),
+    "backbone.4.running_var": (16,), "backbone.4.num_batches_tracked": (),
+    "backbone.7.weight": (32, 16, 3, 3), "backbone.7.bias": (32,),
+    "backbone.8.weight": (32,), "backbone.8.bias": (32,), "backbone.8.running_mean": (32,),
+    "backbone.8.running_var": (32,), "backbone.8.num_batches_tracked": (),
+    "backbone.10.weight": (32, 32, 3, 3), "backbone.10.bias": (32,),
+    "backbone.11.weight": (32,), "backbone.11.bias": (32,), "backbone.11.running_mean": (32,),
+    "backbone.11.running_var": (32,), "backbone.11.num_batches_tracked": (),
+    "linear.0.weight": (256, 512), "linear.0.bias": (256,),
+    "linear.1.weight": (256,), "linear.1.bias": (256,), "linear.1.running_mean": (256,),
+    "linear.1.running_var": (256,), "linear.1.num_batches_tracked": (),
+    "linear.3.weight": (2, 256), "linear.3.bias": (2,),
+}
+
+
+def test_official_weights_load_strictly():
+    torch.manual_seed(0)
+    weights = {name: torch.rand(shape) if shape or "num" not in name else torch.tensor(7)
+               for name, shape in OFFICIAL.items()}
+    model = SmallCNN(num_classes=2)
+    model.load_state_dict(weights, strict=True)
+    assert list(model.state_dict()) == list(OFFICIAL)
+    assert torch.equal(model.linear[3].weight, weights["linear.3.weight"])
+
+
+def test_saliency_layers_have_the_documented_shapes():
+    for model, side, shape in ((SmallCNN(), 28, (32, 8, 8)), (ResNet50(), 64, (2048, 2, 2))):
+        kept = []
+        model.saliency_layer.register_forward_hook(lambda module, inputs, output, kept=kept: kept.append(output))
+        logits = model.eval()(torch.rand(2, 3, side, side))
+        assert logits.shape == (2, 2)
+        assert kept[0].shape == (2, *shape)
+    assert sum(parameter.numel() for parameter in SmallCNN().parameters()) == 149_202
+
+
+def test_resnet50_normalises_inside_and_is_torchvisions():
+    torch.manual_seed(0)
+    model = ResNet50(num_classes=9).eval()
+    images = torch.rand(2, 3, 64, 64)
+    plain = torchvision.models.resnet50(num_classes=9).eval()
+    plain.load_state_dict(model.model.state_dict(), strict=True)
+    normalise = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    torch.testing.assert_close(model(images), plain(normalise(images)), rtol=1e-4, atol=1e-4)

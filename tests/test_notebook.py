@@ -1,0 +1,91 @@
+"""The notebook as a reader meets it: honest outputs, numbers that agree, and a run from nothing on the digits."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+import torch
+
+from src.experiments import MNIST
+from src.notebook import TABLE, tagged
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    return nbformat.read(REPOSITORY / "README.ipynb", as_version=4)
+
+
+def test_published_outputs_are_those_of_one_run(notebook):
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert all(output.output_type != "error" for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 8
+    assert "widgets" not in notebook.metadata
+    said = json.dumps([output.get("text", "") for output in outputs])
+    assert not re.search(r"/home/|/root/|/work/|/tmp/|Warning", said)
+    assert "digits instead" not in said  # published on MNIST
+
+
+def test_half_of_the_cells_are_text_and_code_is_short(notebook):
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert 2 * len(code) <= len(notebook.cells)
+    assert max(source.count("\n") + 1 for source in code) <= 14
+    assert not any(re.match(r"\s*class ", line) for source in code for line in source.split("\n"))
+
+
+def test_landing_page_has_the_numbers_of_the_notebook(notebook):
+    page = (REPOSITORY / "README.md").read_text()
+    assert page.count("\n") <= 40
+    assert TABLE.search(page)[0] == tagged(notebook, "results-table", "text/markdown")
+    assert (REPOSITORY / "assets" / "results.png").exists()
+
+
+def test_numbers_of_the_text_are_those_that_the_run_wrote(notebook):
+    """The few numbers that the text states as ours must stand in an output, too."""
+    outputs = " ".join(str(output.get("text", "")) + output.get("data", {}).get("text/markdown", "")
+                       for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
+    for number in ("18.74%", "58.43%", "600 of 60,000, 1.00%", "46,900", "47,369"):
+        assert number in outputs
+
+
+@pytest.mark.parametrize(("setting", "seed"), [(setting, seed) for setting in MNIST for seed in setting.seeds],
+                         ids=lambda value: getattr(value, "name", value))
+def test_checkpoints_are_shipped_at_full_length(setting, seed):
+    folder = REPOSITORY / "checkpoints" / setting.name
+    saved = torch.load(folder / f"erm-seed{seed}.pt", weights_only=True)
+    assert saved["epoch"] == setting.erm.epochs == 100
+    assert saved["model"]["backbone.1.num_batches_tracked"] == 100 * 469
+    for method in ("masktune", "randmask"):
+        tuned = torch.load(folder / f"{method}-seed{seed}.pt", weights_only=True)
+        assert tuned["model"]["backbone.1.num_batches_tracked"] == 101 * 469
+
+
+def test_checkpoints_are_small():
+    sizes = [path.stat().st_size for path in (REPOSITORY / "checkpoints").glob("mnist-*/*.pt")]
+    assert max(sizes) <= 2e6
+    assert sum(sizes) <= 40e6
+
+
+def test_the_notebook_runs_from_nothing_on_the_digits(tmp_path):
+    """In a copy without data and checkpoints, as the README's command does it."""
+    for name in ("src", "README.ipynb"):
+        source = REPOSITORY / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    done = subprocess.run([sys.executable, "-m", "src.notebook", "executed/README.ipynb"], cwd=tmp_path, check=False,
+                          env={**os.environ, "MASKTUNE_DATASET": "digits"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    executed = nbformat.read(tmp_path / "executed" / "README.ipynb", as_version=4)
+    table = tagged(executed, "results-table", "text/markdown")
+    raw, malicious = zip(*(map(float, re.findall(r"\| ([\d.]+) ±", line)[:2])
+                           for line in table.split("\n") if "MaskTune" in line), strict=True)
+    assert min(raw) > 75  # ERM's is 50 to 70
+    assert min(malicious) > 40  # ERM's is 0 to 25
+    assert "starts" in done.stdout  # progress is on the terminal
+    assert "Results" in done.stdout
