@@ -14,7 +14,7 @@
         default = (pkgs.buildFHSEnv {
           name = "masktune";
           targetPkgs = pkgs: with pkgs; [ python312 gnumake git stdenv.cc zlib libGL glib ];
-          profile = "export LD_LIBRARY_PATH=/run/opengl-driver/lib:$LD_LIBRARY_PATH";
+          profile = "export LD_LIBRARY_PATH=/run/opengl-driver/lib\${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}";
           runScript = "bash";
         }).env;
       });

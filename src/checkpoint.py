@@ -37,8 +37,8 @@ class State:
             self.history.setdefault(name, []).append(value)
 
     def digest(self) -> str:
-        """Name the weights and the optimizer's state by their content."""
-        return digest({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
+        """Name the weights and the momentum by their content: all that a stage which starts from here takes over."""
+        return digest({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()["state"]})
 
 
 def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State], advance: Callable[[State], None], *,

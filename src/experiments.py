@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from src.checkpoint import State, load_or_run
 from src.datasets import SQUARE, TEST_SETS, DataUnavailable, SpuriousDigits, SpuriousMNIST
+from src.datasets.mnist import ensure_mnist
 from src.masktune import masktune, random_masks
 from src.models import SmallCNN
 from src.seeding import generator
@@ -90,7 +91,7 @@ def choose_settings(root: Path | str = "data", dataset: str | None = None) -> tu
         raise ValueError(f"dataset={dataset!r} is unknown; it is 'mnist' or 'digits'")
     if dataset == "mnist":
         try:
-            SpuriousMNIST(root, train=False, test_set="raw")
+            ensure_mnist(Path(root))
             return MNIST
         except DataUnavailable as reason:
             print(f"MNIST is not at hand, so everything below runs on scikit-learn's digits instead: {reason}.")

@@ -51,8 +51,8 @@ def method(image: Tensor, heatmap: Tensor, mask: Tensor, share: float) -> Figure
     for axis, (picture, style, title) in zip(axes, steps, strict=True):
         _show(axis, picture, style, title)
     for left, right in pairwise(axes):
-        figure.add_artist(ConnectionPatch((1.04, 0.5), (-0.04, 0.5), "axes fraction", "axes fraction", left, right,
-                                          arrowstyle="-|>", mutation_scale=18, color="0.3", linewidth=1.8))
+        figure.add_artist(ConnectionPatch((1.04, 0.5), (-0.04, 0.5), "axes fraction", "axes fraction", axesA=left,
+                                          axesB=right, arrowstyle="-|>", mutation_scale=18, color="0.3", linewidth=1.8))
     return figure
 
 

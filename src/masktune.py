@@ -25,7 +25,7 @@ def hottest(heatmaps: Tensor, k: float = 2.0) -> Tensor:
 
 
 def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Tensor | None = None,
-               batch_size: int = 500) -> Tensor:
+               batch_size: int = 250) -> Tensor:
     """Return what MaskTune hides in each image, by the model's XGradCAM for its predicted class.
 
     images: (N, 3, H, W) uint8; hidden: (N, H, W) bool, what earlier iterations hid, stays hidden and is not looked at.

@@ -81,7 +81,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def infer(model: nn.Module, images: Tensor, masks: Tensor | None = None, batch_size: int = 500) -> Tensor:
+def infer(model: nn.Module, images: Tensor, masks: Tensor | None = None, batch_size: int = 250) -> Tensor:
     """Return the logits of all images, in eval mode: (N, 3, H, W) uint8 -> (N, classes) float32.
 
     masks: (N, H, W) bool, True = hidden. The model is left as it was.

@@ -105,7 +105,7 @@ def test_dataset_choice(monkeypatch, capsys, tmp_path):
     def offline(*arguments, **options):
         raise experiments.DataUnavailable("put the files there")
 
-    monkeypatch.setattr(experiments, "SpuriousMNIST", offline)
+    monkeypatch.setattr(experiments, "ensure_mnist", offline)
     assert experiments.choose_settings(tmp_path, "mnist") == experiments.DIGITS
     said = capsys.readouterr().out
     assert said.count("\n") == 1

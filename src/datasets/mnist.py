@@ -53,7 +53,7 @@ class SpuriousMNIST(SpuriousSquare):
         super().__init__(mnist.data, mnist.targets, train, test_set, class_mix_ratio, mix_order, seed)
 
 
-def ensure_mnist(root: Path, download: bool) -> None:
+def ensure_mnist(root: Path, download: bool = True) -> None:
     """See that the four files of MNIST are under root, whole; fetch them where they are missing.
 
     A download goes to a temporary folder and is moved in place once whole, so that an interrupted one leaves nothing.
