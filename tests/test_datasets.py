@@ -105,12 +105,26 @@ def test_failed_download_leaves_nothing_behind(tmp_path, monkeypatch):
         raw = mnist_module.Path(folder) / "MNIST" / "raw"
         raw.mkdir(parents=True)
         (raw / "train-images-idx3-ubyte").write_bytes(b"half")
-        raise RuntimeError("no network")
+        raise RuntimeError("no network:\ntried one mirror\ntried another")
 
     monkeypatch.setattr(mnist_module.torchvision.datasets, "MNIST", interrupted)
-    with pytest.raises(DataUnavailable, match="no network"):
+    with pytest.raises(DataUnavailable, match="no network") as raised:
         SpuriousMNIST(tmp_path, train=True)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_is_moved_in_place_whole(mnist_root, tmp_path, monkeypatch):
+    real = mnist_module.torchvision.datasets.MNIST
+
+    def copied(folder, download=False, **options):
+        if download:
+            shutil.copytree(mnist_root / "MNIST" / "raw", mnist_module.Path(folder) / "MNIST" / "raw")
+        return real(folder, **options)
+
+    monkeypatch.setattr(mnist_module.torchvision.datasets, "MNIST", copied)
+    assert len(SpuriousMNIST(tmp_path, train=False, test_set="raw")) == 10_000
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(mnist_module.MD5)
 
 
 def test_damaged_mnist_is_never_used(mnist_root, tmp_path):

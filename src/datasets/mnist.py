@@ -70,16 +70,18 @@ def ensure_mnist(root: Path, download: bool = True) -> None:
     how = f"put the four unpacked files ({', '.join(MD5)}) into {raw}, or run again with a network"
     if not download:
         raise DataUnavailable(f"MNIST is not in {raw} (missing: {', '.join(missing)}) and download=False; {how}")
-    raw.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
     try:
         with tempfile.TemporaryDirectory(dir=root, prefix="mnist-download-") as folder:
             torchvision.datasets.MNIST(folder, download=True)
+            raw.mkdir(parents=True, exist_ok=True)
             for name in missing:
                 os.replace(Path(folder) / "MNIST" / "raw" / name, raw / name)
     except (OSError, RuntimeError) as error:
-        raise DataUnavailable(f"MNIST is not in {raw} and could not be downloaded ({error}); {how}") from error
+        reason = str(error).split("\n")[0].rstrip(":")
+        raise DataUnavailable(f"MNIST is not in {raw} and could not be downloaded ({reason}); {how}") from error
     finally:
         socket.setdefaulttimeout(timeout)
     ensure_mnist(root, download=False)
