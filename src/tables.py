@@ -54,6 +54,15 @@ def _table(predictions: dict[str, Predictions], tests: dict, columns: list[str])
     return markdown(["training set", "method", *columns, "n"], rows)
 
 
+def by_seed(predictions: dict[str, Predictions], tests: dict, test_set: str) -> str:
+    """Accuracy of every single seed on one test set, in percent, not averaged."""
+    seen = averages(predictions, tests)
+    most = max(len(sets[test_set]) for methods in seen.values() for sets in methods.values())
+    return markdown(["training set", "method", *(f"seed {seed}" for seed in range(most))], [
+        [title, method, *(f"{100 * value:.2f}" for value in sets[test_set]), *[""] * (most - len(sets[test_set]))]
+        for title, methods in seen.items() for method, sets in methods.items()])
+
+
 def compare(rows: Sequence[tuple[str, str, float, Sequence[float]]]) -> str:
     """Others' numbers beside ours: (what, source, theirs in percent, ours as one accuracy in [0, 1] per seed)."""
     return markdown(["", "source", "theirs, %", "ours, %", "difference", "n"], [
