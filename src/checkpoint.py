@@ -1,6 +1,7 @@
 """Run a stage once: load it if it is finished, continue it if it was interrupted, start it if it is missing."""
 
 import hashlib
+import io
 import os
 import platform
 import tempfile
@@ -157,12 +158,18 @@ def _differences(found: dict, wanted: dict, prefix: str = "") -> list[str]:
 
 
 def _write(path: Path, content: dict) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def write_whole(path: Path, content: bytes) -> None:
     """Write a whole file or none: a temporary file in the same folder, flushed to disk, then put in place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's own mode would keep others from reading it

@@ -22,7 +22,7 @@ HEAT = dict(cmap="inferno", vmin=0, vmax=1)
 MASK = dict(cmap="gray", vmin=0, vmax=1)
 
 
-def results(table: dict[str, dict[str, dict[str, list[float]]]], chance: float = 0.5) -> Figure:
+def results(table: dict[str, dict[str, dict[str, list[float]]]]) -> Figure:
     """Accuracy on both test sets: {setting title: {method: {test set: one accuracy per seed}}}; whiskers: one std."""
     figure, axes = plt.subplots(1, len(table), figsize=(4 * len(table), 3.6), sharey=True)
     for axis, (title, methods) in zip(axes, table.items(), strict=True):
@@ -34,7 +34,7 @@ def results(table: dict[str, dict[str, dict[str, list[float]]]], chance: float =
                          color=COLOURS[method], label=method if j == 0 else None)
                 top = summary.mean + (summary.std if summary.n > 1 else 0)
                 axis.text(x, top + 2, f"{summary.mean:.1f}", ha="center", fontsize=9)
-        axis.axhline(100 * chance, color="0.6", linewidth=1, linestyle=":")
+        axis.axhline(50, color="0.6", linewidth=1, linestyle=":")  # chance, of two classes
         axis.set(title=title, ylim=(0, 112), xticks=range(len(sets)), xticklabels=list(sets))
     axes[0].set_ylabel("accuracy, %")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(COLOURS))
@@ -56,10 +56,10 @@ def method(image: Tensor, heatmap: Tensor, mask: Tensor, share: float) -> Figure
     return figure
 
 
-def samples(images: Tensor, titles: Sequence[str], rows: int = 1) -> Figure:
-    """Images (N, 3, H, W) float in [0, 1] in a grid, each under its title."""
-    figure, axes = plt.subplots(rows, len(images) // rows, figsize=(1.35 * len(images) // rows, 1.75 * rows))
-    for axis, image, title in zip(axes.flat, images, titles, strict=True):
+def samples(images: Tensor, titles: Sequence[str]) -> Figure:
+    """Images (N, 3, H, W) float in [0, 1] in a row, each under its title."""
+    figure, axes = plt.subplots(1, len(images), figsize=(1.35 * len(images), 1.75))
+    for axis, image, title in zip(axes, images, titles, strict=True):
         _show(axis, image, {}, title)
     return figure
 

@@ -2,15 +2,14 @@
 
 import argparse
 import base64
-import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
+from src.checkpoint import write_whole
 from src.experiments import MNIST, choose_settings
 
 NOTEBOOK = Path("README.ipynb")
@@ -52,16 +51,6 @@ def tagged(notebook: nbformat.NotebookNode, tag: str, mimetype: str) -> str:
     return next(output.data[mimetype] for output in cell.outputs if mimetype in output.get("data", {}))
 
 
-def write(path: Path, content: bytes) -> None:
-    """Put a whole file in place, or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", nargs="?", type=Path, help="where the executed notebook goes")
@@ -74,12 +63,12 @@ def main() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     execute(notebook)
     target = NOTEBOOK if arguments.publish else arguments.target
-    write(target, nbformat.writes(notebook).encode())
+    write_whole(target, nbformat.writes(notebook).encode())
     if arguments.publish:
-        write(FIGURE, base64.b64decode(tagged(notebook, "results-figure", "image/png")))
+        write_whole(FIGURE, base64.b64decode(tagged(notebook, "results-figure", "image/png")))
         table = tagged(notebook, "results-table", "text/markdown")
         page = LANDING_PAGE.read_text()
-        write(LANDING_PAGE, TABLE.sub(lambda _: table, page).encode())
+        write_whole(LANDING_PAGE, TABLE.sub(lambda _: table, page).encode())
     print(f"executed: {target}")
 
 
