@@ -5,143 +5,181 @@ import io
 import os
 import platform
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from filelock import FileLock, Timeout
+from torch import Tensor
 from tqdm import tqdm
 
+from src.interrupts import sigterm_exits, uninterrupted
+from src.state import State, digest
 from src.training import device_name
 
-FORMAT = 1
 SAVE_EVERY = 5  # epochs
+SEAL = b"\nmasktune checkpoint 2, sha256 "  # ends a file, before the sha256 of all that stands before it
+MAYBE_TENSOR = (Tensor, type(None))
+FIELDS = {  # of a file, with what each holds
+    "config": dict, "parents": dict, "epoch": int, "step": int, "model": dict, "optimizer": (dict, type(None)),
+    "losses": MAYBE_TENSOR, "correct": MAYBE_TENSOR, "masks": (dict, type(None)), "masked_epoch": (int, type(None)),
+    "history": dict, "made_with": dict}
+ADVICE = "move it away to run this stage anew"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used; the message names the file, what is wrong and what to do."""
+    """A checkpoint cannot be read or written; the message names the file, what is wrong and what to do."""
 
 
-@dataclass
-class State:
-    """Where a training stands: everything that the next epoch depends on, and what was seen on the way."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    epoch: int = 0  # epochs done in this stage
-    history: dict[str, list[float]] = field(default_factory=dict)  # per name, one number for each epoch
-    masks: Tensor | None = None  # (N, H, W) bool, True = hidden: what a fine-tune last trained on
-
-    def record(self, **values: float) -> None:
-        for name, value in values.items():
-            self.history.setdefault(name, []).append(value)
-
-    def digest(self) -> str:
-        """Name the weights and the momentum by their content: all that a stage which starts from here takes over."""
-        return digest({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()["state"]})
-
-
-def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State], advance: Callable[[State], None], *,
-                parent: str | None = None) -> State:
+def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State],
+                advance: Callable[[State, Callable[[], None]], dict[str, float]], *, save_steps: int | None = None
+                ) -> State:
     """Bring a stage to its last epoch and return it; say in one line whether it is loaded, continued or started.
 
-    It is saved every 5 epochs and at the end. What only a stage with a parent needs to continue (optimizer, masks) is
-    left out of its finished file.
+    It is saved every 5 epochs, at the end, and when Ctrl-C or SIGTERM stops it. What only a stage with parents needs
+    to continue (optimizer, masks) is left out of its finished file. Of two processes at one stage, the second waits.
 
     Args:
         config: everything that the result depends on, as plain numbers and strings.
-        fresh: builds the state before the first epoch.
-        advance: trains one epoch, given a state whose `epoch` counts the epochs done; the counter is moved here.
-        parent: digest of the state that the stage starts from. A file that started from another is stale: run again.
+        epochs: of the finished state, those that it started from included.
+        fresh: builds the state from which the stage starts. A file with other parents is stale: run again.
+        advance: trains what is left of an epoch, calls its second argument between two steps, and returns what the
+            history shall hold.
+        save_steps: also save in the middle of an epoch, every so many steps.
 
     Raises:
-        CheckpointError: the file belongs to another configuration, or is damaged. It is left as it is.
+        CheckpointError: the file belongs to another configuration, is damaged, or cannot be written. What is on disk
+            is left as it is.
+        FloatingPointError: the loss or the weights are no longer finite; the file on disk is from before.
     """
     name = f"{path.parent.name}/{path.stem}"
-    saved, state = _read(path, config), fresh()
-    if saved is None:
-        print(f"{name}: starts")
-    elif saved["parent"] != parent:
-        print(f"{name}: stale, since the weights that it started from have changed; starts anew")
-    else:
-        _restore(state, saved)
-        print(f"{name}: finished, loaded" if state.epoch == epochs else f"{name}: continues after epoch {state.epoch}")
-    for _ in tqdm(range(state.epoch, epochs), desc=name, initial=state.epoch, total=epochs, unit="epoch",
-                  disable=state.epoch == epochs):
-        advance(state)
-        state.epoch += 1
-        if state.epoch % SAVE_EVERY == 0 or state.epoch == epochs:
-            _write(path, _content(state, config, parent, whole=parent is None or state.epoch < epochs))
+    state = fresh()
+    found = _resume(state, path, config, epochs)
+    if state.epoch == epochs:
+        print(f"{name}: {found}")
+        return state
+
+    def save() -> None:
+        with uninterrupted():
+            state.check_finite()
+            _write(path, _pack(state, config, whole=not state.parents or state.epoch < epochs))
+
+    def after_step() -> None:
+        if save_steps is not None and state.step % save_steps == 0:
+            save()
+
+    with _locked(path, name), sigterm_exits():
+        state = fresh()
+        first = state.epoch
+        print(f"{name}: {_resume(state, path, config, epochs)}")  # anew: another process may have gone on until now
+        try:
+            with tqdm(desc=name, initial=state.epoch - first, total=epochs - first, unit="epoch",
+                      disable=state.epoch == epochs) as bar:
+                while state.epoch < epochs:
+                    seen = advance(state, after_step)
+                    with uninterrupted():
+                        state.finish_epoch(**seen)
+                    bar.update()
+                    if state.epoch % SAVE_EVERY == 0 or state.epoch == epochs:
+                        save()
+        except (KeyboardInterrupt, SystemExit):
+            save()
+            print(f"{name}: interrupted after {state.epoch} epochs and {state.step} steps, saved; run again to go on")
+            raise
     return state
 
 
-def digest(content: object) -> str:
-    """Name nested dicts, lists, tensors, numbers and strings by their content: sha256, the same on every machine."""
-    sha = hashlib.sha256()
-
-    def feed(item: object) -> None:
-        if isinstance(item, Tensor):
-            sha.update(f"{item.dtype}{tuple(item.shape)}".encode())
-            sha.update(item.detach().cpu().contiguous().numpy().tobytes())
-        elif isinstance(item, dict):
-            sha.update(b"{")
-            for key, value in item.items():
-                sha.update(repr(key).encode())
-                feed(value)
-            sha.update(b"}")
-        elif isinstance(item, (list, tuple)):
-            sha.update(b"[")
-            for value in item:
-                feed(value)
-            sha.update(b"]")
-        else:
-            sha.update(repr(item).encode() + b",")
-
-    feed(content)
-    return sha.hexdigest()
+def _resume(state: State, path: Path, config: dict, epochs: int) -> str:
+    """Bring a fresh state to where the file stands, if there is one to go on from; say what was found."""
+    saved = _read(path, config)
+    if saved is None:
+        return "starts"
+    try:
+        if any(saved["parents"][parent] != theirs for parent, theirs in state.parents.items()):
+            return "stale, since the weights that it started from have changed; starts anew"
+        _restore(state, saved, epochs)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit its own configuration ({_first_line(error)}); {ADVICE}") from error
+    if state.epoch == epochs:
+        return "finished, loaded"
+    here = _made_with(state)
+    other = "" if saved["made_with"] == here else (f"; it was begun with {_named(saved['made_with'])}, here is "
+                                                   f"{_named(here)}: not bit for bit what either gives alone")
+    return f"continues after {state.epoch} epochs and {state.step} steps{other}"
 
 
-def _content(state: State, config: dict, parent: str | None, whole: bool) -> dict:
-    """The one dict that a file holds; `whole` keeps what only a stage that goes on needs."""
-    content = {
-        "format": FORMAT, "config": config, "parent": parent, "epoch": state.epoch,
-        "model": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict() if whole else None,
-        "masks": state.masks.cpu() if whole and state.masks is not None else None,
-        "history": state.history,
-        "made_with": {"python": platform.python_version(), "torch": str(torch.__version__),
-                      "device": device_name(next(state.model.parameters()).device)},
-    }
-    return {**content, "checksum": digest(content)}
-
-
-def _restore(state: State, saved: dict) -> None:
+def _restore(state: State, saved: dict, epochs: int) -> None:
+    if not state.epoch <= saved["epoch"] <= epochs or saved["step"] < 0:
+        raise ValueError(f"epoch {saved['epoch']}, step {saved['step']} is outside the stage")
     state.model.load_state_dict(saved["model"])
     if saved["optimizer"] is not None:
         state.optimizer.load_state_dict(saved["optimizer"])
+        if any(value.shape != parameter.shape for parameter, values in state.optimizer.state.items()
+               for value in values.values()):
+            raise ValueError("the optimizer's state belongs to another model")
+    elif saved["epoch"] < epochs:
+        raise ValueError("the optimizer's state is missing")
+    device = next(state.model.parameters()).device
+    if saved["step"] > 0:
+        state.losses, state.correct = saved["losses"].to(device), saved["correct"].to(device)
     if saved["masks"] is not None:
-        state.masks = saved["masks"].to(next(state.model.parameters()).device)
-    state.epoch, state.history = saved["epoch"], saved["history"]
+        shape = saved["masks"]["shape"]
+        bits = np.unpackbits(saved["masks"]["bits"].numpy(), count=int(np.prod(shape)))
+        state.masks = torch.from_numpy(bits.reshape(shape)).bool().to(device)
+    state.epoch, state.step, state.masked_epoch = saved["epoch"], saved["step"], saved["masked_epoch"]
+    state.parents, state.history = saved["parents"], saved["history"]
+
+
+def _pack(state: State, config: dict, whole: bool) -> bytes:
+    """The file of a state; `whole` keeps what only a stage that goes on needs."""
+    masks = None
+    if whole and state.masks is not None:
+        bits = torch.from_numpy(np.packbits(state.masks.cpu().numpy()))
+        masks = {"shape": list(state.masks.shape), "bits": bits}
+    parents = state.parents if state.masks is None else {**state.parents, "masks": digest(state.masks)}
+    buffer = io.BytesIO()
+    torch.save({
+        "config": config, "parents": parents, "epoch": state.epoch, "step": state.step,
+        "model": state.model.state_dict(), "optimizer": state.optimizer.state_dict() if whole else None,
+        "losses": state.losses, "correct": state.correct, "masks": masks, "masked_epoch": state.masked_epoch,
+        "history": state.history, "made_with": _made_with(state),
+    }, buffer)
+    body = buffer.getvalue()
+    return body + SEAL + hashlib.sha256(body).hexdigest().encode()
 
 
 def _read(path: Path, config: dict) -> dict | None:
-    """Load a checkpoint on the CPU, checked against its checksum and the configuration; None if there is none."""
-    if not path.exists():
-        return None
-    advice = "move it away to run this stage anew"
+    """Load a file on the CPU, its seal and its configuration checked; None if there is none."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, where a checkpoint belongs; move it away")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)  # executes no code
-        checksum = saved.pop("checksum")
-        sound = checksum == digest(saved) and saved["format"] == FORMAT
-    except Exception as error:  # a damaged file can fail in any way while it is unpacked
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{path} is no checkpoint of this project, or damaged ({reason}); {advice}") from error
-    if not sound:
-        raise CheckpointError(f"{path} is damaged: its content does not match its checksum; {advice}")
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); make it readable, or {ADVICE}") from error
+    body, seal, sha = content.rpartition(SEAL)
+    if not seal:
+        raise CheckpointError(f"{path} ({len(content):,} bytes) is cut short, or no checkpoint of this version of the "
+                              f"project; {ADVICE}")
+    if sha != hashlib.sha256(body).hexdigest().encode():
+        raise CheckpointError(f"{path} is damaged: its content does not match its sha256; {ADVICE}")
+    try:
+        if sum(part.file_size for part in zipfile.ZipFile(io.BytesIO(body)).infolist()) > len(body):
+            raise ValueError("it unpacks to more than its size")
+        saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)  # executes no code
+        if not isinstance(saved, dict):
+            raise TypeError(f"it holds a {type(saved).__name__}")
+        if wrong := [field for field, kind in FIELDS.items() if not isinstance(saved[field], kind)]:
+            raise TypeError(f"the field {wrong[0]} is a {type(saved[wrong[0]]).__name__}")
+    except Exception as error:  # a forged file can fail in any way while it is unpacked
+        raise CheckpointError(f"{path} is no checkpoint of this project ({_first_line(error)}); {ADVICE}") from error
     if differences := _differences(saved["config"], config):
-        raise CheckpointError(f"{path} belongs to another experiment ({'; '.join(differences)}); "
-                              f"use another folder for checkpoints, or {advice}")
+        raise CheckpointError(f"{path} belongs to another experiment ({'; '.join(differences)}); use another folder "
+                              f"for checkpoints, or {ADVICE}")
     return saved
 
 
@@ -157,16 +195,56 @@ def _differences(found: dict, wanted: dict, prefix: str = "") -> list[str]:
     return lines
 
 
-def _write(path: Path, content: dict) -> None:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_whole(path, buffer.getvalue())
+def _made_with(state: State) -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": str(torch.__version__),
+            "device": device_name(next(state.model.parameters()).device)}
+
+
+def _named(made_with: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in made_with.items())
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+@contextmanager
+def _locked(path: Path, name: str) -> Iterator[None]:
+    """Be the only process at a stage, if need be by waiting; clear away what a killed one left behind."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))  # an empty file that stays; a killed process holds no lock
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"{name}: another process is at work on it; waiting")
+            lock.acquire()
+        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+            leftover.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be written ({error.strerror or error}); what was there before is untouched. "
+                           "Free some space or use another folder, and run again")
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a whole file or none: a temporary file in the same folder, flushed to disk, then put in place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

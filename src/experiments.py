@@ -1,6 +1,7 @@
 """The experiments as frozen data, each number with its unit and origin, and the stages that run them."""
 
 import copy
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -10,15 +11,29 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from src.checkpoint import State, load_or_run
+from src.checkpoint import load_or_run
 from src.datasets import SQUARE, TEST_SETS, DataUnavailable, SpuriousDigits, SpuriousMNIST
 from src.datasets.mnist import ensure_mnist
-from src.masktune import masktune, random_masks
-from src.models import SmallCNN
+from src.masktune import masktune, randmask
+from src.models import ResNet50, SmallCNN
 from src.seeding import generator
+from src.state import State
 from src.training import best_device, infer, sgd, train_epoch
 
 CHECKPOINTS = Path("checkpoints")
+DATASETS = ("SpuriousMNIST", "SpuriousDigits")
+MODELS = {"SmallCNN": SmallCNN, "ResNet50": ResNet50}
+FINETUNES = ("masktune", "randmask")
+VALID = {"dataset": f"one of {DATASETS}", "model": f"one of {tuple(MODELS)}", "method": f"one of {FINETUNES}",
+         "epochs": "at least 1", "batch_size": "at least 1 image", "lr": "positive and finite",
+         "lr_halved_every": "at least 1 epoch", "iterations": "at least 1", "threshold_std": "finite"}
+
+
+def _check(config: object, **valid: bool) -> None:
+    """Raise ValueError for the first field that is not valid, naming it and what would be."""
+    for name, good in valid.items():
+        if not good:
+            raise ValueError(f"{type(config).__name__}: {name}={getattr(config, name)!r}; it is {VALID[name]}")
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,10 @@ class Erm:
     momentum: float = 0.9  # paper
     weight_decay: float = 1e-4  # paper
 
+    def __post_init__(self) -> None:
+        _check(self, dataset=self.dataset in DATASETS, model=self.model in MODELS, epochs=self.epochs >= 1,
+               batch_size=self.batch_size >= 1, lr=0 < self.lr < math.inf, lr_halved_every=self.lr_halved_every >= 1)
+
     def lr_at(self, epoch: int) -> float:
         """The LR in force during an epoch, counted from 0."""
         return self.lr * 0.5 ** (epoch // self.lr_halved_every)
@@ -51,6 +70,10 @@ class FineTune:
     iterations: int = 1  # of masks and one epoch each; paper
     accumulate: bool = False  # whether pixels hidden in one iteration stay hidden in the next
 
+    def __post_init__(self) -> None:
+        _check(self, method=self.method in FINETUNES, lr=0 < self.lr < math.inf, iterations=self.iterations >= 1,
+               threshold_std=math.isfinite(self.threshold_std))
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -62,6 +85,7 @@ class Setting:
     expect: str
     finetune: FineTune = field(default_factory=FineTune)
     seeds: tuple[int, ...] = (0, 1, 2)
+    save_steps: int | None = None  # also save in the middle of an epoch, every so many steps: for long epochs
 
 
 MNIST = (
@@ -70,10 +94,10 @@ MNIST = (
     Setting("mnist-digit", "1 % conflicting, by digit", Erm(mix_order="digit"),
             "ERM raw about 57 %, malicious 18 to 20 % (by arithmetic 18.74 %); MaskTune at least 98 % on both"),
     Setting("mnist-none", "none conflicting", Erm(class_mix_ratio=0.0),
-            "ERM raw about 49 %, malicious about 0 %; MaskTune at least 97 % on both", seeds=(0, 1)),
+            "ERM raw about 49 %, malicious about 0 %; MaskTune at least 97 % on both"),
 )
 DIGITS = tuple(
-    replace(setting, name=setting.name.replace("mnist", "digits"),
+    replace(setting, name=setting.name.replace("mnist", "digits"), seeds=(0, 1),  # a minute on two cores
             expect="MaskTune clearly better than ERM on malicious, with 450 test images",
             erm=replace(setting.erm, dataset="SpuriousDigits", epochs=10, batch_size=32))
     for setting in MNIST)
@@ -106,11 +130,11 @@ def load_data(erm: Erm, seed: int, test_set: str | None = None, root: Path | str
     return SpuriousDigits(**arguments) if erm.dataset == "SpuriousDigits" else SpuriousMNIST(root, **arguments)
 
 
-def new_model(seed: int) -> nn.Module:
-    """SmallCNN with PyTorch's default initialisation, a pure function of the seed."""
+def new_model(seed: int, name: str = "SmallCNN") -> nn.Module:
+    """A model with PyTorch's default initialisation, a pure function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "weights").initial_seed())
-        model = SmallCNN()
+        model = MODELS[name]()
     return model.to(best_device(), memory_format=torch.channels_last)
 
 
@@ -120,18 +144,19 @@ def run_erm(setting: Setting, seed: int) -> State:
     data = _on_device(setting, seed)
 
     def fresh() -> State:
-        model = new_model(seed)
+        model = new_model(seed, erm.model)
         return State(model, sgd(model, erm.momentum, erm.weight_decay))
 
-    def advance(state: State) -> None:
+    def advance(state: State, after_step: Callable[[], None]) -> dict[str, float]:
         lr = erm.lr_at(state.epoch)
         images, labels, _ = data()
-        loss, accuracy = train_epoch(state.model, state.optimizer, images, labels, lr=lr, batch_size=erm.batch_size,
-                                     seed=seed, epoch=state.epoch)
-        state.record(loss=loss, accuracy=accuracy, lr=lr)
+        loss, accuracy = train_epoch(state, images, labels, lr=lr, batch_size=erm.batch_size, seed=seed,
+                                     after_step=after_step)
+        return dict(loss=loss, accuracy=accuracy, lr=lr)
 
     config = {"stage": "erm", "seed": seed, **asdict(erm)}
-    return load_or_run(CHECKPOINTS / setting.name / f"erm-seed{seed}.pt", config, erm.epochs, fresh, advance)
+    return load_or_run(CHECKPOINTS / setting.name / f"erm-seed{seed}.pt", config, erm.epochs, fresh, advance,
+                       save_steps=setting.save_steps)
 
 
 def run_finetune(setting: Setting, seed: int, erm_state: State, finetune: FineTune | None = None) -> State:
@@ -142,32 +167,33 @@ def run_finetune(setting: Setting, seed: int, erm_state: State, finetune: FineTu
     erm, finetune = setting.erm, finetune or setting.finetune
     data = _on_device(setting, seed)
 
-    def fresh() -> State:
-        model = copy.deepcopy(erm_state.model)
-        optimizer = sgd(model, erm.momentum, erm.weight_decay)
-        optimizer.load_state_dict(copy.deepcopy(erm_state.optimizer.state_dict()))  # PyTorch would share its tensors
-        return State(model, optimizer)
-
-    def advance(state: State) -> None:
+    def advance(state: State, after_step: Callable[[], None]) -> dict[str, float]:
         images, labels, squares = data()
-        epoch = erm.epochs + state.epoch
-        common = dict(lr=finetune.lr, batch_size=erm.batch_size, seed=seed, epoch=epoch)
+        common = dict(lr=finetune.lr, batch_size=erm.batch_size, seed=seed, after_step=after_step)
         if finetune.method == "masktune":
-            hidden = state.masks if finetune.accumulate else None
-            state.masks, loss, accuracy = masktune(state.model, state.optimizer, images, labels,
-                                                   k=finetune.threshold_std, hidden=hidden, **common)
+            loss, accuracy = masktune(state, images, labels, k=finetune.threshold_std, accumulate=finetune.accumulate,
+                                      **common)
         else:
-            state.masks = random_masks(len(labels), images.shape[-1], seed, epoch).to(images.device)
-            loss, accuracy = train_epoch(state.model, state.optimizer, images, labels, masks=state.masks, **common)
-        seen = infer(erm_state.model, images, state.masks).argmax(1)
-        state.record(loss=loss, accuracy=accuracy, lr=finetune.lr, hidden=state.masks.float().mean().item(),
-                     squares_covered=state.masks[squares, :SQUARE, :SQUARE].float().mean().item(),
-                     erm_accuracy_on_masked=(seen == labels).float().mean().item())
+            loss, accuracy = randmask(state, images, labels, **common)
+        masks = state.masks
+        seen = infer(erm_state.model, images, masks).argmax(1)
+        return dict(loss=loss, accuracy=accuracy, lr=finetune.lr, hidden=masks.float().mean().item(),
+                    squares_covered=masks[squares, :SQUARE, :SQUARE].float().mean().item(),
+                    erm_accuracy_on_masked=(seen == labels).float().mean().item())
 
     lr_name = "" if finetune.lr == setting.finetune.lr else f"-lr{finetune.lr:g}"
     config = {"stage": "finetune", "seed": seed, **asdict(finetune), "erm": asdict(erm)}
     return load_or_run(CHECKPOINTS / setting.name / f"{finetune.method}{lr_name}-seed{seed}.pt", config,
-                       finetune.iterations, fresh, advance, parent=erm_state.digest())
+                       erm_state.epoch + finetune.iterations, lambda: start_finetune(erm, erm_state), advance,
+                       save_steps=setting.save_steps)
+
+
+def start_finetune(erm: Erm, erm_state: State) -> State:
+    """The state from which a fine-tune starts: copies of ERM's last weights and optimizer state."""
+    model = copy.deepcopy(erm_state.model)
+    optimizer = sgd(model, erm.momentum, erm.weight_decay)
+    optimizer.load_state_dict(copy.deepcopy(erm_state.optimizer.state_dict()))  # PyTorch would share its tensors
+    return State(model, optimizer, epoch=erm_state.epoch, parents={"erm": erm_state.digest()})
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
 """MaskTune (NeurIPS 2022, section 3): hide what the classifier looks at, and fine-tune it one epoch on what is left."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from src.checks import check_images, check_masks
 from src.saliency import xgradcam
 from src.seeding import generator
+from src.state import State
 from src.training import pixels, train_epoch
 
 RANDOM_SIDES = (2, 14)  # pixels, both ends included; the paper's RandMask
@@ -16,7 +20,12 @@ def hottest(heatmaps: Tensor, k: float = 2.0) -> Tensor:
 
     heatmaps: (B, H, W) >= 0 -> (B, H, W) bool, True = hidden. s is the population's (ddof 0). A map without a positive
     pixel hides nothing.
+
+    Raises:
+        ValueError: a map is not finite.
     """
+    if not heatmaps.isfinite().all():
+        raise ValueError("heat maps hold NaN or infinity; the weights or the images that they came from are not finite")
     positive = heatmaps > 0
     count = positive.sum((1, 2), keepdim=True).clamp(min=1)
     mean = heatmaps.sum((1, 2), keepdim=True) / count
@@ -31,6 +40,8 @@ def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Tensor 
     images: (N, 3, H, W) uint8; hidden: (N, H, W) bool, what earlier iterations hid, stays hidden and is not looked at.
     Returns (N, H, W) bool, True = hidden, on the device of the images. The model is left as it was.
     """
+    check_images(images)
+    check_masks(hidden, images)
     device = next(model.parameters()).device
     masks = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool, device=images.device)
     for start in tqdm(range(0, len(images), batch_size), desc="masks", leave=False, position=0):
@@ -55,16 +66,24 @@ def random_masks(n: int, side: int, seed: int, epoch: int) -> Tensor:
     return inside[:, 0, :, None] & inside[:, 1, None, :]
 
 
-def masktune(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, *, lr: float,
-             batch_size: int, seed: int, epoch: int, k: float = 2.0, hidden: Tensor | None = None
-             ) -> tuple[Tensor, float, float]:
+def masktune(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int, k: float = 2.0,
+             accumulate: bool = False, after_step: Callable[[], None] | None = None) -> tuple[float, float]:
     """Run one iteration of MaskTune: masks by the model as it stands, then exactly one epoch on the masked images.
 
     The model and the optimizer go on from where ERM left them. `images` (N, 3, H, W) uint8 are those that ERM was
-    trained on; `hidden` is what earlier iterations hid, where hidden pixels accumulate; `epoch` numbers the epoch, for
-    the order of the samples. Returns the masks (N, H, W) bool and the epoch's mean loss and accuracy.
+    trained on; with `accumulate`, what earlier iterations hid stays hidden. Returns the epoch's mean loss and accuracy;
+    the masks are in `state.masks`.
     """
-    masks = find_masks(model, images, k, hidden)
-    loss, accuracy = train_epoch(model, optimizer, images, labels, masks=masks, lr=lr, batch_size=batch_size, seed=seed,
-                                 epoch=epoch)
-    return masks, loss, accuracy
+    if state.masked_epoch != state.epoch:  # else the epoch was cut off, and goes on with the masks that it began with
+        state.mask(find_masks(state.model, images, k, state.masks if accumulate else None))
+    return train_epoch(state, images, labels, masks=state.masks, lr=lr, batch_size=batch_size, seed=seed,
+                       after_step=after_step)
+
+
+def randmask(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int,
+             after_step: Callable[[], None] | None = None) -> tuple[float, float]:
+    """The paper's control: the same epoch with masks in random places. Arguments and result are those of `masktune`."""
+    if state.masked_epoch != state.epoch:
+        state.mask(random_masks(len(images), images.shape[-1], seed, state.epoch).to(images.device))
+    return train_epoch(state, images, labels, masks=state.masks, lr=lr, batch_size=batch_size, seed=seed,
+                       after_step=after_step)

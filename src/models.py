@@ -30,6 +30,8 @@ class SmallCNN(nn.Module):
         return self.backbone[12]
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1:] != (3, 28, 28):
+            raise ValueError(f"images are {tuple(images.shape)}; SmallCNN takes (B, 3, 28, 28)")
         return self.linear(self.backbone(images))
 
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.checks import check_labels, check_pixels
 from src.training import evaluating
 
 
@@ -22,8 +23,14 @@ def xgradcam(model: nn.Module, images: Tensor, layer: nn.Module | None = None, c
 
     Returns:
         (B, H, W) float in [0, 1]; all zero where nothing speaks for the class.
+
+    Raises:
+        TypeError, ValueError: the images, the layer or the classes are not of that kind.
     """
-    layer = model.saliency_layer if layer is None else layer
+    check_pixels(images)
+    layer = getattr(model, "saliency_layer", None) if layer is None else layer
+    if layer is None:
+        raise ValueError(f"{type(model).__name__} names no saliency_layer; pass layer=, such as its last convolution")
     kept = {}
 
     def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
@@ -34,7 +41,12 @@ def xgradcam(model: nn.Module, images: Tensor, layer: nn.Module | None = None, c
     try:
         with evaluating(model), torch.enable_grad():
             logits = model(images)
-            classes = logits.argmax(1) if classes is None else classes
+            if getattr(kept.get("activation"), "ndim", 0) != 4:
+                raise ValueError(f"the layer {type(layer).__name__} gave no (B, K, h, w) output while "
+                                 f"{type(model).__name__} ran; pass a convolutional layer of this model")
+            if classes is None:
+                classes = logits.argmax(1)
+            check_labels(classes, images, logits.shape[1])
             score = logits.gather(1, classes[:, None]).sum()
             gradient, = torch.autograd.grad(score, kept["activation"])
     finally:

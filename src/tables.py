@@ -99,6 +99,19 @@ def finetune_lr(lrs: Sequence[float], accuracies: dict[str, dict[str, Tensor]]) 
         for title, sets in accuracies.items() for name, values in sets.items()])
 
 
+def orders(rows: Sequence[dict]) -> str:
+    """The order study: accuracy on malicious in percent, mean ± std over orders and the lowest, by seed and masks."""
+    cells = []
+    for seed in dict.fromkeys(row["seed"] for row in rows):
+        mine = [row for row in rows if row["seed"] == seed]
+        found, whole = ([row["malicious"] for row in mine if row["squares"] == squares]
+                        for squares in ("as found", "whole"))
+        cells.append([seed, f"{mine[0]['partly_visible']:,}", summarize(found), f"{100 * min(found):.1f}",
+                      summarize(whole), f"{100 * min(whole):.1f}", len(found)])
+    return markdown(["seed", "squares on 0-4 with a visible rest", "masks as found", "lowest", "squares hidden whole",
+                     "lowest", "orders"], cells)
+
+
 def expectations(predictions: dict[str, Predictions], tests: dict, expected: dict[str, str]) -> str:
     """What an experiment promised beside what was observed, in percent: {setting title: promise}."""
     seen = averages(predictions, tests)

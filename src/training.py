@@ -1,20 +1,36 @@
 """Train for an epoch, and infer: the same code on CUDA and on a CPU."""
 
+import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.checks import check_images, check_labels, check_masks
+from src.interrupts import uninterrupted
 from src.seeding import epoch_order
+from src.state import State
 
 
 def best_device() -> torch.device:
     """CUDA when present, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def reproducible() -> None:
+    """Ask CUDA for the same bits at every run and for full fp32 in convolutions; a CPU needs neither.
+
+    To be called before the first CUDA operation: cuBLAS reads its setting once.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)  # an operation without such an algorithm says so
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def environment() -> str:
@@ -43,29 +59,62 @@ def sgd(model: nn.Module, momentum: float, weight_decay: float) -> torch.optim.S
     return torch.optim.SGD(model.parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True)
 
 
-def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, *, lr: float,
-                batch_size: int, seed: int, epoch: int, masks: Tensor | None = None) -> tuple[float, float]:
-    """Train for one epoch in train mode; return the mean loss and the accuracy of its batches, as they were met.
+def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
+    """Return the indices of each batch of an epoch; a pure function of its arguments.
 
-    images: (N, 3, H, W) uint8, labels: (N,) int64, masks: (N, H, W) bool with True = hidden, on the model's device.
-    The order of the samples depends on (seed, epoch) alone.
+    A last batch of one image joins the one before it: BatchNorm cannot normalise a single sample.
     """
-    model.train()
-    for group in optimizer.param_groups:
+    batches = list(epoch_order(n, seed, epoch).split(batch_size))
+    if len(batches) > 1 and batch_size > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int,
+                masks: Tensor | None = None, after_step: Callable[[], None] | None = None) -> tuple[float, float]:
+    """Train what is left of the state's epoch, in train mode; return its mean loss and its accuracy, as they were met.
+
+    `state.finish_epoch` then counts it as done. The order of the samples depends on (seed, state.epoch) alone, so an
+    epoch that was cut off between two steps goes on as if it had not been.
+
+    Args:
+        images: (N, 3, H, W) uint8, with labels (N,) int64 and masks (N, H, W) bool, True = hidden, on one device.
+        after_step: called between two steps.
+
+    Raises:
+        TypeError, ValueError: the input is not of that kind; nothing has been trained.
+        FloatingPointError: the loss or the weights are no longer finite.
+        KeyboardInterrupt: between two steps, never inside one.
+    """
+    check_images(images)
+    check_masks(masks, images)
+    check_labels(labels, images, classes=infer(state.model, images[:1]).shape[1])
+    batches = epoch_batches(len(labels), batch_size, seed, state.epoch)
+    if min(map(len, batches)) == 1 and any(isinstance(part, nn.BatchNorm1d) for part in state.model.modules()):
+        raise ValueError(f"{len(labels)} images in batches of {batch_size}: BatchNorm cannot train on a batch of one "
+                         "image; it takes at least two")
+    state.model.train()
+    for group in state.optimizer.param_groups:
         group["lr"] = lr
-    loss_sum = torch.zeros((), device=images.device)
-    correct = torch.zeros((), device=images.device)
-    order = epoch_order(len(labels), seed, epoch).to(images.device)
-    for index in order.split(batch_size):
-        inputs = pixels(images[index], None if masks is None else masks[index])
-        logits = model(inputs)
-        loss = F.cross_entropy(logits, labels[index])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss_sum += loss.detach() * len(index)
-        correct += (logits.detach().argmax(1) == labels[index]).sum()
-    return loss_sum.item() / len(labels), correct.item() / len(labels)
+    if state.step == 0:
+        state.losses = torch.zeros(len(batches), device=images.device)
+        state.correct = torch.zeros((), dtype=torch.int64, device=images.device)
+    for index in batches[state.step:]:
+        index = index.to(images.device)
+        with uninterrupted():
+            logits = state.model(pixels(images[index], None if masks is None else masks[index]))
+            loss = F.cross_entropy(logits, labels[index])
+            state.optimizer.zero_grad()
+            loss.backward()
+            state.optimizer.step()
+            state.losses[state.step] = loss.detach()
+            state.correct += (logits.detach().argmax(1) == labels[index]).sum()
+            state.step += 1
+        if after_step is not None:
+            after_step()
+    state.check_finite()
+    sizes = torch.tensor([len(index) for index in batches], device=images.device)
+    return (state.losses * sizes).sum().item() / len(labels), state.correct.item() / len(labels)
 
 
 @contextmanager
@@ -86,6 +135,8 @@ def infer(model: nn.Module, images: Tensor, masks: Tensor | None = None, batch_s
 
     masks: (N, H, W) bool, True = hidden. The model is left as it was.
     """
+    check_images(images)
+    check_masks(masks, images)
     device = next(model.parameters()).device
     logits = []
     with evaluating(model):

@@ -21,11 +21,17 @@ def setting():
 
 
 @pytest.fixture(scope="session")
-def run(setting, tmp_path_factory):
-    """ERM, RandMask and MaskTune of that setting, trained by the project's own functions."""
+def trained(setting, tmp_path_factory):
+    """ERM, RandMask and MaskTune of that setting, trained by the project's own functions, and their folder."""
+    folder = tmp_path_factory.mktemp("checkpoints")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments, "CHECKPOINTS", tmp_path_factory.mktemp("checkpoints"))
-        yield experiments.run(setting, seed=0)
+        patch.setattr(experiments, "CHECKPOINTS", folder)
+        return experiments.run(setting, seed=0), folder
+
+
+@pytest.fixture(scope="session")
+def run(trained):
+    return trained[0]
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,18 @@
+import errno
+import os
+import shutil
+import signal
+import subprocess
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
 
-from src import checkpoint, experiments
-from src.checkpoint import CheckpointError, digest
+from src import checkpoint, experiments, masktune, saliency, training
+from src.checkpoint import CheckpointError
 from src.experiments import run_erm, run_finetune
+from src.state import digest
 from tests.conftest import same
 
 
@@ -17,7 +24,10 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def erm(folder, setting):
+def erm(folder, setting, trained):
+    """The trained ERM, its file in a folder of the test's own."""
+    (folder / setting.name).mkdir()
+    shutil.copy(trained[1] / setting.name / "erm-seed0.pt", folder / setting.name)
     return run_erm(setting, 0)
 
 
@@ -33,44 +43,105 @@ def test_a_finished_stage_is_loaded_and_says_so(erm, setting, folder, monkeypatc
 def test_an_interrupted_stage_continues_to_the_same_weights(run, setting, folder, monkeypatch, capsys):
     real, epochs = experiments.train_epoch, []
 
-    def interrupted(*arguments, epoch, **options):
-        epochs.append(epoch)
+    def interrupted(state, *arguments, **options):
+        epochs.append(state.epoch)
         if len(epochs) == 3:
             raise KeyboardInterrupt
-        return real(*arguments, epoch=epoch, **options)
+        return real(state, *arguments, **options)
 
     monkeypatch.setattr(experiments, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_erm(setting, 0)
+    assert "interrupted after 2 epochs and 0 steps, saved; run again to go on" in capsys.readouterr().out
     state = run_erm(setting, 0)
-    assert "continues after epoch 2" in capsys.readouterr().out
+    assert "continues after 2 epochs and 0 steps" in capsys.readouterr().out
     assert epochs == [0, 1, 2, 2]
     assert same(state.model, run.erm.model)
     assert state.digest() == run.erm.digest()
     assert state.history == run.erm.history
 
 
+def test_ctrl_c_waits_for_the_end_of_a_step(run, setting, folder, train, monkeypatch):
+    """The signal arrives inside a forward pass; the step is finished and saved, and the run ends as if undisturbed."""
+    real, calls = training.pixels, []
+
+    def press(*arguments):
+        calls.append(None)
+        if len(calls) == 60:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "pixels", press)
+    with pytest.raises(KeyboardInterrupt):
+        run_erm(setting, 0)
+    saved = torch.load(folder / setting.name / "erm-seed0.pt", weights_only=True)
+    steps = saved["epoch"] * len(training.epoch_batches(len(train), 32, 0, 0)) + saved["step"]
+    assert steps == saved["model"]["backbone.1.num_batches_tracked"] == 60 - saved["epoch"] - 1  # one probe an epoch
+    assert run_erm(setting, 0).digest() == run.erm.digest()
+
+
+def test_ctrl_c_while_masks_are_sought_leaves_the_model_usable(erm, setting, folder, monkeypatch):
+    digest_before, real, calls = erm.digest(), saliency.unit_range, []
+
+    def press(maps):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(maps)
+
+    monkeypatch.setattr(saliency, "unit_range", press)
+    with pytest.raises(KeyboardInterrupt):
+        run_finetune(setting, 0, erm)
+    assert erm.digest() == digest_before
+    tuned = run_finetune(setting, 0, erm)
+    (folder / setting.name / "masktune-seed0.pt").unlink()
+    assert same(tuned.model, run_finetune(setting, 0, erm).model)
+
+
 def test_iterations_resume_with_their_masks(erm, setting, folder, monkeypatch):
-    """Two iterations with accumulating masks, interrupted between them, end as if never interrupted."""
+    """Two iterations with accumulating masks, cut off in the middle of the second epoch, end as if never cut off."""
     twice = replace(setting.finetune, iterations=2, accumulate=True)
     straight = run_finetune(setting, 0, erm, twice)
     (folder / setting.name / "masktune-seed0.pt").unlink()
-    real, calls = experiments.masktune, []
+    real, sought = masktune.find_masks, []
+    monkeypatch.setattr(masktune, "find_masks", lambda *arguments: sought.append(arguments[3]) or real(*arguments))
 
-    def interrupted(*arguments, **options):
-        calls.append(options["hidden"])
-        if len(calls) == 2:
+    def press(state: training.State) -> None:
+        if state.epoch == setting.erm.epochs + 1 and state.step == 5:
             raise KeyboardInterrupt
-        return real(*arguments, **options)
 
-    monkeypatch.setattr(experiments, "masktune", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run_finetune(setting, 0, erm, twice)
+    real_epoch = masktune.train_epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(masktune, "train_epoch", lambda state, *arguments, after_step, **options: real_epoch(
+            state, *arguments, after_step=lambda: press(state), **options))
+        with pytest.raises(KeyboardInterrupt):
+            run_finetune(setting, 0, erm, twice)
     resumed = run_finetune(setting, 0, erm, twice)
-    assert [hidden is None for hidden in calls] == [True, False, False]
+    assert [hidden is None for hidden in sought] == [True, False]  # the second masks were kept, not sought again
     assert same(resumed.model, straight.model)
     assert torch.equal(resumed.masks, straight.masks)
+    assert resumed.digest() == straight.digest()
     assert straight.history["hidden"][1] > straight.history["hidden"][0]
+
+
+def test_a_file_begun_elsewhere_says_so(setting, folder, monkeypatch, capsys):
+    short = replace(setting, erm=replace(setting.erm, epochs=1))
+    monkeypatch.setattr(experiments, "train_epoch", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(checkpoint, "device_name", lambda _: "an abacus")
+    with pytest.raises(KeyboardInterrupt):
+        run_erm(short, 0)
+    monkeypatch.undo()
+    monkeypatch.setattr(experiments, "CHECKPOINTS", folder)
+    run_erm(short, 0)
+    assert "begun with" in (said := capsys.readouterr().out)
+    assert "an abacus" in said
+
+
+def test_masks_and_parents_are_named_by_content(erm, setting, folder):
+    tuned = run_finetune(setting, 0, erm)
+    saved = torch.load(folder / setting.name / "masktune-seed0.pt", weights_only=True)
+    assert saved["parents"] == {"erm": erm.digest(), "masks": digest(tuned.masks)}
+    assert run_finetune(setting, 0, erm).parents == saved["parents"]
 
 
 def test_another_configuration_is_refused_by_name(erm, setting, folder):
@@ -102,35 +173,101 @@ def test_a_fine_tune_of_other_weights_is_stale(erm, setting, folder, capsys):
     assert "finished, loaded" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", [
-    lambda content: b"", lambda content: content[:len(content) // 2], lambda content: b"not a checkpoint",
-    lambda content: content[:50_000] + bytes([content[50_000] ^ 1]) + content[50_001:]])
-def test_a_damaged_file_is_refused_and_left_alone(erm, setting, folder, damage):
-    path = folder / setting.name / "erm-seed0.pt"
-    damaged = damage(path.read_bytes())
-    path.write_bytes(damaged)
-    with pytest.raises(CheckpointError, match="erm-seed0"):
-        run_erm(setting, 0)
-    assert path.read_bytes() == damaged
-
-
-def test_exchanged_weights_are_noticed(erm, setting, folder):
-    path = folder / setting.name / "erm-seed0.pt"
-    saved = torch.load(path, weights_only=True)
-    saved["model"]["linear.3.bias"] += 1e-3
-    torch.save(saved, path)
-    with pytest.raises(CheckpointError, match="checksum"):
-        run_erm(setting, 0)
-
-
 def test_a_failed_write_keeps_the_old_file_and_no_litter(erm, setting, folder, monkeypatch):
     path = folder / setting.name / "erm-seed0.pt"
     content = path.read_bytes()
-    monkeypatch.setattr(checkpoint.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint._write(path, {"any": 1})
-    assert path.read_bytes() == content
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.os, name, lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space")))
+            with pytest.raises(CheckpointError, match=r"erm-seed0.*cannot be written \(No space\).*Free some space"):
+                checkpoint._write(path, b"new")
+        assert path.read_bytes() == content
+        assert [file.name for file in path.parent.iterdir() if file.suffix != ".lock"] == [path.name]
+
+
+def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(run, setting, monkeypatch, small_disk):
+    monkeypatch.setattr(experiments, "CHECKPOINTS", small_disk)
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY", 1)
+    stuffing = small_disk / "stuffing"
+    real = experiments.train_epoch
+
+    def fill(state, *arguments, **options):
+        if state.epoch == 1:
+            with suppress(OSError), stuffing.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        return real(state, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "train_epoch", fill)
+        with pytest.raises(CheckpointError, match=r"erm-seed0.*No space left on device"):
+            run_erm(setting, 0)
+    path = small_disk / setting.name / "erm-seed0.pt"
+    assert torch.load(path, weights_only=True)["epoch"] == 1
+    assert not list(path.parent.glob("*.tmp"))
+    stuffing.unlink()
+    assert run_erm(setting, 0).digest() == run.erm.digest()
+
+
+def test_a_read_only_folder_is_refused_before_training_and_loads_what_is_finished(setting, trained, small_disk,
+                                                                                  monkeypatch):
+    monkeypatch.setattr(experiments, "CHECKPOINTS", small_disk)
+    shutil.copytree(trained[1] / setting.name, small_disk / setting.name)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    monkeypatch.setattr(experiments, "train_epoch", None)  # any training would fail
+    run_erm(setting, 0)
+    with pytest.raises(CheckpointError, match=r"erm-seed1.*cannot be written"):
+        run_erm(setting, 1)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=False,
+                      capture_output=True).returncode:
+        pytest.skip("a small file system needs root and the right to mount one")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_path_that_cannot_be_one_is_refused_before_training(setting, folder, monkeypatch):
+    monkeypatch.setattr(experiments, "train_epoch", None)
+    (folder / setting.name / "erm-seed0.pt").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"erm-seed0.pt is a folder"):
+        run_erm(setting, 0)
+    (folder / "file").write_text("")
+    monkeypatch.setattr(experiments, "CHECKPOINTS", folder / "file")
+    with pytest.raises(CheckpointError, match="cannot be"):
+        run_erm(setting, 0)
+
+
+def test_leftovers_of_a_killed_write_are_cleared_away(setting, folder):
+    setting = replace(setting, erm=replace(setting.erm, epochs=1))
+    mine, others = folder / setting.name / ".erm-seed0.pt.abc.tmp", folder / setting.name / ".erm-seed1.pt.abc.tmp"
+    mine.parent.mkdir()
+    mine.write_bytes(b"half")
+    others.write_bytes(b"half")
+    run_erm(setting, 0)
+    assert not mine.exists()
+    assert others.exists()  # another process may be writing it
+
+
+@pytest.mark.parametrize("lr", [1e20, 1e38])
+def test_a_loss_that_is_no_number_stops_before_anything_is_overwritten(setting, folder, monkeypatch, lr):
+    path = folder / setting.name / "erm-seed0.pt"
+    real = experiments.train_epoch
+
+    def diverge(state, *arguments, **options):
+        return real(state, *arguments, **{**options, "lr": lr if state.epoch == 1 else options["lr"]})
+
+    monkeypatch.setattr(experiments, "train_epoch", diverge)
+    with pytest.raises(FloatingPointError, match=r"in epoch 2, step \d+ of 43, LR 1e\+\d\d; lower the LR"):
+        run_erm(setting, 0)
+    saved = torch.load(path, weights_only=True)
+    assert saved["epoch"] == 1
+    assert all(value.isfinite().all() for value in saved["model"].values())
 
 
 def test_digest_sees_values_names_and_shapes_but_not_strides():

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from src.masktune import find_masks, hottest, masktune, random_masks
+from src.state import State
 from src.training import infer, pixels, sgd, train_epoch
 
 
@@ -53,8 +54,8 @@ def test_masks_belong_to_the_images_that_erm_saw(run, train, monkeypatch, settin
     from src import experiments
 
     seen = []
-    monkeypatch.setattr(experiments, "masktune", lambda model, optimizer, images, labels, **options: (
-        seen.append((images, labels)) or masktune(model, optimizer, images, labels, **options)))
+    monkeypatch.setattr(experiments, "masktune", lambda state, images, labels, **options: (
+        seen.append((images, labels)) or masktune(state, images, labels, **options)))
     monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
     state = experiments.run_finetune(setting, 0, run.erm)
     images, labels = seen[0]
@@ -103,8 +104,8 @@ def test_the_fine_tune_is_one_epoch_in_train_mode(run, train, setting):
                 assert not torch.equal(after.running_mean, before.running_mean)
     infer(run.erm.model, train.images[:10])
     model = copy.deepcopy(run.erm.model).eval()
-    train_epoch(model, sgd(model, 0.9, 1e-4), train.images[:64], train.labels[:64], lr=0.01, batch_size=32, seed=0,
-                epoch=0)
+    train_epoch(State(model, sgd(model, 0.9, 1e-4)), train.images[:64], train.labels[:64], lr=0.01, batch_size=32,
+                seed=0)
     assert model.backbone[1].num_batches_tracked == run.erm.model.backbone[1].num_batches_tracked + 2
 
 
@@ -114,8 +115,8 @@ def test_the_fine_tune_starts_from_erm_and_does_not_change_it(run, train, settin
     model = copy.deepcopy(run.erm.model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
     optimizer.load_state_dict(copy.deepcopy(run.erm.optimizer.state_dict()))
-    masktune(model, optimizer, train.images, train.labels, lr=0.01, batch_size=setting.erm.batch_size, seed=0,
-             epoch=setting.erm.epochs)
+    masktune(State(model, optimizer, epoch=setting.erm.epochs), train.images, train.labels, lr=0.01,
+             batch_size=setting.erm.batch_size, seed=0)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, run.masktune.model.state_dict()[name], rtol=1e-4, atol=1e-5)
     assert run.erm.digest() == digest
@@ -135,8 +136,8 @@ def test_masktune_repairs_what_erm_gets_wrong(run, setting):
 def test_loss_is_that_of_the_masked_images(run, train):
     """With an LR of 0 an epoch's loss is the model's own on the masked batches."""
     model, masks = copy.deepcopy(run.erm.model), torch.rand(64, 28, 28) < 0.5
-    loss, _ = train_epoch(model, sgd(model, 0, 0), train.images[:64], train.labels[:64], masks=masks, lr=0.0,
-                          batch_size=64, seed=0, epoch=0)
+    loss, _ = train_epoch(State(model, sgd(model, 0, 0)), train.images[:64], train.labels[:64], masks=masks, lr=0.0,
+                          batch_size=64, seed=0)
     twin = copy.deepcopy(run.erm.model).train()
     expected = F.cross_entropy(twin(pixels(train.images[:64], masks)), train.labels[:64]).item()
     assert loss == pytest.approx(expected, rel=1e-4)

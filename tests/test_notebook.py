@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -73,13 +74,22 @@ def test_checkpoints_are_small():
     assert sum(sizes) <= 40e6
 
 
-def test_the_notebook_runs_from_nothing_on_the_digits(tmp_path):
-    """In a copy without data and checkpoints, as the README's command does it."""
+def test_the_notebook_runs_from_nothing_on_the_digits_though_it_is_killed(tmp_path):
+    """In a copy without data and checkpoints, as the README's command does it; first killed in its first setting."""
     for name in ("src", "README.ipynb"):
         source = REPOSITORY / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    done = subprocess.run([sys.executable, "-m", "src.notebook", "executed/README.ipynb"], cwd=tmp_path, check=False,
-                          env={**os.environ, "MASKTUNE_DATASET": "digits"}, capture_output=True, text=True)
+    command = dict(args=[sys.executable, "-m", "src.notebook", "executed/README.ipynb"], cwd=tmp_path, text=True,
+                   env={**os.environ, "MASKTUNE_DATASET": "digits"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with subprocess.Popen(**command) as first:
+        for line in first.stdout:
+            if "erm-seed1: starts" in line:
+                break
+        first.send_signal(signal.SIGTERM)
+        first.communicate()
+    assert first.returncode != 0
+    assert not (tmp_path / "executed").exists()
+    done = subprocess.run(**command, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     executed = nbformat.read(tmp_path / "executed" / "README.ipynb", as_version=4)
     table = tagged(executed, "results-table", "text/markdown").split("\n")
@@ -89,5 +99,6 @@ def test_the_notebook_runs_from_nothing_on_the_digits(tmp_path):
     for erm, tuned in zip(accuracies["ERM"], accuracies["MaskTune"], strict=True):
         assert tuned[0] > erm[0] + 10  # raw
         assert tuned[1] > erm[1] + 10  # malicious
-    assert "starts" in done.stdout  # progress is on the terminal
+    assert "digits-random/masktune-seed0: finished, loaded" in done.stdout  # progress is on the terminal
+    assert "digits-digit/masktune-seed1: starts" in done.stdout
     assert "Results" in done.stdout

@@ -9,6 +9,7 @@ from src import experiments
 from src.experiments import Erm, new_model
 from src.metrics import score, summarize
 from src.seeding import epoch_order, generator
+from src.state import State
 from src.training import infer, pixels, sgd, train_epoch
 from tests.conftest import same
 
@@ -31,7 +32,7 @@ def test_the_lr_scales_the_step(train):
         model = new_model(0)
         start = [parameter.detach().clone() for parameter in model.parameters()]
         images, labels = train.images[:32], train.labels[:32]
-        train_epoch(model, sgd(model, 0, 0), images, labels, lr=lr, batch_size=32, seed=0, epoch=0)
+        train_epoch(State(model, sgd(model, 0, 0)), images, labels, lr=lr, batch_size=32, seed=0)
         moved[lr] = torch.cat([(new - old).flatten() for new, old in zip(model.parameters(), start, strict=True)])
     assert moved[0.0].abs().max() == 0
     assert moved[0.01].abs().max() > 0
@@ -41,10 +42,11 @@ def test_the_lr_scales_the_step(train):
 def test_an_epoch_equals_a_plain_loop(train):
     """Two epochs against PyTorch's own SGD on batches cut by hand."""
     ours, theirs = new_model(1), new_model(1)
-    mine = sgd(ours, 0.9, 1e-4)
+    state = State(ours, sgd(ours, 0.9, 1e-4))
     plain = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     for epoch in range(2):
-        train_epoch(ours, mine, train.images[:100], train.labels[:100], lr=0.01, batch_size=32, seed=1, epoch=epoch)
+        train_epoch(state, train.images[:100], train.labels[:100], lr=0.01, batch_size=32, seed=1)
+        state.finish_epoch()
         theirs.train()
         for index in epoch_order(100, 1, epoch).split(32):
             plain.zero_grad()
