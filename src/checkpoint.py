@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
 from src.interrupts import sigterm_exits, uninterrupted
+from src.masks import Masks
 from src.state import State, digest
 from src.training import device_name
 
@@ -126,19 +126,14 @@ def _restore(state: State, saved: dict, epochs: int) -> None:
     if saved["step"] > 0:
         state.losses, state.correct = saved["losses"].to(device), saved["correct"].to(device)
     if saved["masks"] is not None:
-        shape = saved["masks"]["shape"]
-        bits = np.unpackbits(saved["masks"]["bits"].numpy(), count=int(np.prod(shape)))
-        state.masks = torch.from_numpy(bits.reshape(shape)).bool().to(device)
+        state.masks = Masks(saved["masks"]["shape"], saved["masks"]["bits"], device)
     state.epoch, state.step, state.masked_epoch = saved["epoch"], saved["step"], saved["masked_epoch"]
     state.parents, state.history = saved["parents"], saved["history"]
 
 
 def _pack(state: State, config: dict, whole: bool) -> bytes:
     """The file of a state; `whole` keeps what only a stage that goes on needs."""
-    masks = None
-    if whole and state.masks is not None:
-        bits = torch.from_numpy(np.packbits(state.masks.cpu().numpy()))
-        masks = {"shape": list(state.masks.shape), "bits": bits}
+    masks = {"shape": state.masks.shape, "bits": state.masks.bits} if whole and state.masks is not None else None
     parents = state.parents if state.masks is None else {**state.parents, "masks": digest(state.masks)}
     buffer = io.BytesIO()
     torch.save({

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from src.masks import Masks
+
 
 def check_images(images: Tensor) -> None:
     """Stored images are (N, 3, H, W) uint8, at least one."""
@@ -27,7 +29,7 @@ def check_pixels(images: Tensor) -> None:
         raise ValueError(f"images lie in [{low:g}, {high:g}]; [0, 1] is wanted, before any normalisation")
 
 
-def check_masks(masks: Tensor | None, images: Tensor) -> None:
+def check_masks(masks: Masks | Tensor | None, images: Tensor) -> None:
     """Masks are (N, H, W) bool, one for each image, True = hidden; None is no masks."""
     wanted = f"torch.bool {(len(images), *images.shape[2:])}"
     if masks is not None and _kind(masks) != wanted:
@@ -45,4 +47,4 @@ def check_labels(labels: Tensor, images: Tensor, classes: int) -> None:
 
 
 def _kind(value: object) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, (Tensor, Masks)) else type(value).__name__

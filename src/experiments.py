@@ -175,10 +175,9 @@ def run_finetune(setting: Setting, seed: int, erm_state: State, finetune: FineTu
                                       **common)
         else:
             loss, accuracy = randmask(state, images, labels, **common)
-        masks = state.masks
-        seen = infer(erm_state.model, images, masks).argmax(1)
-        return dict(loss=loss, accuracy=accuracy, lr=finetune.lr, hidden=masks.float().mean().item(),
-                    squares_covered=masks[squares, :SQUARE, :SQUARE].float().mean().item(),
+        seen = infer(erm_state.model, images, state.masks).argmax(1)
+        return dict(loss=loss, accuracy=accuracy, lr=finetune.lr, hidden=state.masks.share(),
+                    squares_covered=state.masks[squares][:, :SQUARE, :SQUARE].float().mean().item(),
                     erm_accuracy_on_masked=(seen == labels).float().mean().item())
 
     lr_name = "" if finetune.lr == setting.finetune.lr else f"-lr{finetune.lr:g}"

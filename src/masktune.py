@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from src.checks import check_images, check_masks
+from src.masks import Masks
 from src.saliency import xgradcam
 from src.seeding import generator
 from src.state import State
@@ -33,17 +34,17 @@ def hottest(heatmaps: Tensor, k: float = 2.0) -> Tensor:
     return positive & (heatmaps > mean + k * variance.sqrt())
 
 
-def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Tensor | None = None,
-               batch_size: int = 250) -> Tensor:
+def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Masks | None = None,
+               batch_size: int = 250) -> Masks:
     """Return what MaskTune hides in each image, by the model's XGradCAM for its predicted class.
 
-    images: (N, 3, H, W) uint8; hidden: (N, H, W) bool, what earlier iterations hid, stays hidden and is not looked at.
-    Returns (N, H, W) bool, True = hidden, on the device of the images. The model is left as it was.
+    images: (N, 3, H, W) uint8; hidden: what earlier iterations hid, stays hidden and is not looked at. The masks are on
+    the device of the images. The model is left as it was.
     """
     check_images(images)
     check_masks(hidden, images)
     device = next(model.parameters()).device
-    masks = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool, device=images.device)
+    masks = Masks((len(images), *images.shape[2:]), device=images.device)
     for start in tqdm(range(0, len(images), batch_size), desc="masks", leave=False, position=0):
         batch = slice(start, start + batch_size)
         before = None if hidden is None else hidden[batch].to(device)
@@ -52,8 +53,8 @@ def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Tensor 
     return masks
 
 
-def random_masks(n: int, side: int, seed: int, epoch: int) -> Tensor:
-    """Return the masks of RandMask, the paper's control: (n, side, side) bool, one square of True per image.
+def random_masks(n: int, side: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Masks:
+    """Return the masks of RandMask, the paper's control: one square in each of n images of side x side pixels.
 
     Its side is drawn from 2..14, its centre uniformly over the image; the square is clipped at the border. A pure
     function of the arguments.
@@ -63,7 +64,10 @@ def random_masks(n: int, side: int, seed: int, epoch: int) -> Tensor:
     first = torch.randint(0, side, (n, 2), generator=draw) - sides // 2  # (row, column) of the corner
     line = torch.arange(side)
     inside = (line >= first[..., None]) & (line < (first + sides)[..., None])  # (n, 2, side): rows, columns
-    return inside[:, 0, :, None] & inside[:, 1, None, :]
+    masks = Masks((n, side, side), device=device)
+    for chunk in masks.chunks():
+        masks[chunk] = (inside[chunk, 0, :, None] & inside[chunk, 1, None, :]).to(device)
+    return masks
 
 
 def masktune(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int, k: float = 2.0,
@@ -84,6 +88,6 @@ def randmask(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_s
              after_step: Callable[[], None] | None = None) -> tuple[float, float]:
     """The paper's control: the same epoch with masks in random places. Arguments and result are those of `masktune`."""
     if state.masked_epoch != state.epoch:
-        state.mask(random_masks(len(images), images.shape[-1], seed, state.epoch).to(images.device))
+        state.mask(random_masks(len(images), images.shape[-1], seed, state.epoch, images.device))
     return train_epoch(state, images, labels, masks=state.masks, lr=lr, batch_size=batch_size, seed=seed,
                        after_step=after_step)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from src.interrupts import uninterrupted
+from src.masks import Masks
 
 
 @dataclass
@@ -19,13 +20,13 @@ class State:
     step: int = 0  # steps done of the epoch under way
     losses: Tensor | None = None  # (steps of an epoch,) float32, of the epoch under way
     correct: Tensor | None = None  # () int64, images classified correctly in the epoch under way
-    masks: Tensor | None = None  # (N, H, W) bool, True = hidden: what a fine-tune trains on
+    masks: Masks | None = None  # (N, H, W): what a fine-tune trains on
     masked_epoch: int | None = None  # the epoch for which `masks` were made
     parents: dict[str, str] = field(default_factory=dict)  # digests of what the stage came from
     history: dict[str, list[float]] = field(default_factory=dict)  # per name, one number for each epoch
 
-    def mask(self, masks: Tensor) -> None:
-        """Take these masks (N, H, W) bool, True = hidden, for the epoch under way."""
+    def mask(self, masks: Masks) -> None:
+        """Take these masks for the epoch under way."""
         with uninterrupted():
             self.masks, self.masked_epoch = masks, self.epoch
 
@@ -60,6 +61,10 @@ def digest(content: object) -> str:
         if isinstance(item, Tensor):
             sha.update(f"{item.dtype}{tuple(item.shape)}".encode())
             sha.update(item.detach().cpu().contiguous().numpy().tobytes())
+        elif isinstance(item, Masks):
+            sha.update(f"{item.dtype}{item.shape}".encode())  # as the unpacked tensor
+            for chunk in item.chunks():
+                sha.update(item[chunk].cpu().numpy().tobytes())
         elif isinstance(item, dict):
             sha.update(b"{")
             for key, value in item.items():

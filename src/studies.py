@@ -51,7 +51,7 @@ def order_study(runs: list[Run], tests: dict) -> list[dict]:
             inputs.clear()
             data = load_data(setting.erm, run.seed)
             images, on_class_0 = data.images.to(best_device()), (data.squares & (data.labels == 0)).to(best_device())
-            inputs[run.seed] = images, data.labels.to(best_device()), on_class_0, find_masks(run.erm.model, images)
+            inputs[run.seed] = images, data.labels.to(best_device()), on_class_0, find_masks(run.erm.model, images)[:]
         images, labels, on_class_0, masks = inputs[run.seed]
         corner = masks[on_class_0, :SQUARE, :SQUARE]
         if condition["squares"] == "whole":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from src.checks import check_images, check_labels, check_masks
 from src.interrupts import uninterrupted
+from src.masks import Masks
 from src.seeding import epoch_order
 from src.state import State
 
@@ -71,7 +72,8 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[Tensor
 
 
 def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int,
-                masks: Tensor | None = None, after_step: Callable[[], None] | None = None) -> tuple[float, float]:
+                masks: Masks | Tensor | None = None, after_step: Callable[[], None] | None = None
+                ) -> tuple[float, float]:
     """Train what is left of the state's epoch, in train mode; return its mean loss and its accuracy, as they were met.
 
     `state.finish_epoch` then counts it as done. The order of the samples depends on (seed, state.epoch) alone, so an
@@ -130,7 +132,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def infer(model: nn.Module, images: Tensor, masks: Tensor | None = None, batch_size: int = 250) -> Tensor:
+def infer(model: nn.Module, images: Tensor, masks: Masks | Tensor | None = None, batch_size: int = 250) -> Tensor:
     """Return the logits of all images, in eval mode: (N, 3, H, W) uint8 -> (N, classes) float32.
 
     masks: (N, H, W) bool, True = hidden. The model is left as it was.

@@ -8,8 +8,9 @@ from hypothesis.extra import numpy as hnp
 
 from src.checkpoint import _pack, _read, _resume
 from src.datasets.square import SQUARE, SpuriousSquare, conflicting
+from src.masks import Masks
 from src.masktune import hottest, random_masks
-from src.state import State
+from src.state import State, digest
 from src.training import epoch_batches, sgd
 
 settings.register_profile("quick", max_examples=50, deadline=None)
@@ -71,7 +72,7 @@ def test_the_threshold_knows_no_scale(maps, power):
 
 @given(st.integers(1, 50), st.integers(2, 64), seeds, st.integers(0, 1000))
 def test_random_masks_are_one_rectangle_each(n, side, seed, epoch):
-    masks = random_masks(n, side, seed, epoch)
+    masks = random_masks(n, side, seed, epoch)[:]
     heights, widths = masks.any(2).sum(1), masks.any(1).sum(1)
     assert torch.equal(masks.sum((1, 2)), heights * widths)
     assert heights.min() >= 1
@@ -103,7 +104,7 @@ def test_a_checkpoint_gives_back_what_it_was_given(tmp_path_factory, history, ep
     state.model(torch.rand(4, 3)).square().sum().backward()
     state.optimizer.step()
     shape = data.draw(hnp.array_shapes(min_dims=3, max_dims=3, max_side=11))
-    state.masks = torch.from_numpy(data.draw(hnp.arrays(bool, shape)))
+    state.masks = Masks.of(torch.from_numpy(data.draw(hnp.arrays(bool, shape))))
     state.epoch, state.step, state.masked_epoch, state.history = epoch, step, epoch, history
     state.losses, state.correct = torch.rand(5), torch.tensor(7)
     path = tmp_path_factory.mktemp("round") / "state.pt"
@@ -111,10 +112,22 @@ def test_a_checkpoint_gives_back_what_it_was_given(tmp_path_factory, history, ep
     back = fresh()
     assert "continues" in _resume(back, path, {"lr": 0.1}, epochs=9)
     assert back.digest() == state.digest()
-    assert torch.equal(back.masks, state.masks)
+    assert torch.equal(back.masks[:], state.masks[:])
     assert back.history == history
     assert (back.epoch, back.step, back.masked_epoch) == (epoch, step, epoch)
     if step:
         assert torch.equal(back.losses, state.losses)
         assert back.correct == 7
     assert _read(path, {"lr": 0.1})["parents"]["masks"] == back.parents["masks"]
+
+
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=11)), st.data())
+def test_masks_as_bits_are_the_masks(masks, data):
+    masks = torch.from_numpy(masks)
+    packed = Masks.of(masks)
+    assert torch.equal(packed[:], masks)
+    index = torch.tensor(data.draw(st.lists(st.integers(0, len(masks) - 1), min_size=1)))
+    assert torch.equal(packed[index], masks[index])
+    assert packed.bits.numel() == len(masks) * -(-masks[0].numel() // 8)
+    assert packed.share() == masks.double().mean()
+    assert digest(packed) == digest(masks)

@@ -1,0 +1,55 @@
+"""Masks of a whole data set, kept as bits."""
+
+import math
+
+import torch
+from torch import Tensor
+
+CHUNK = 4096  # masks unpacked at a time
+
+
+class Masks:
+    """Which pixels are hidden in each of N images, one bit a pixel: an eighth of what torch.bool takes.
+
+    `masks[index]`, with an index or slice over the N images, is a (B, H, W) bool tensor, True = hidden.
+    """
+
+    dtype = torch.bool
+
+    def __init__(self, shape: tuple[int, int, int], bits: Tensor | None = None, device: torch.device | str = "cpu"
+                 ) -> None:
+        """Hide nothing, or what `bits` (N, ceil(H W / 8)) uint8 say. shape: (N, H, W)."""
+        n, height, width = self.shape = tuple(shape)
+        wanted = (n, math.ceil(height * width / 8))
+        self.bits = torch.zeros(wanted, dtype=torch.uint8, device=device) if bits is None else bits.to(device)
+        if self.bits.dtype != torch.uint8 or tuple(self.bits.shape) != wanted:
+            raise ValueError(f"bits are {self.bits.dtype} {tuple(self.bits.shape)}; masks of {self.shape} take "
+                             f"torch.uint8 {wanted}")
+        self._powers = (2 ** torch.arange(8, device=device)).to(torch.uint8)
+
+    @classmethod
+    def of(cls, masks: Tensor) -> "Masks":
+        """Pack a tensor (N, H, W) bool."""
+        packed = cls(tuple(masks.shape), device=masks.device)
+        packed[:] = masks
+        return packed
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        flat = (self.bits[index, :, None] & self._powers).ne(0).flatten(1)
+        return flat[:, :self.shape[1] * self.shape[2]].unflatten(1, self.shape[1:])
+
+    def __setitem__(self, index: Tensor | slice, masks: Tensor) -> None:
+        flat = masks.flatten(1)
+        flat = torch.nn.functional.pad(flat, (0, 8 * self.bits.shape[1] - flat.shape[1]))
+        self.bits[index] = (flat.unflatten(1, (-1, 8)) * self._powers).sum(2, dtype=torch.uint8)
+
+    def chunks(self) -> list[slice]:
+        """Slices that cover all masks, each small enough to unpack."""
+        return [slice(start, start + CHUNK) for start in range(0, len(self), CHUNK)]
+
+    def share(self) -> float:
+        """The share of pixels that are hidden, in [0, 1]."""
+        return sum(self[chunk].sum().item() for chunk in self.chunks()) / math.prod(self.shape)
