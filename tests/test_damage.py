@@ -78,7 +78,8 @@ def mutations(content: bytes, trap) -> Iterator[tuple[str, bytes]]:
     forged = {
         "epoch": [-1, 10 ** 9, "3", None, 2.5], "step": [-1, "x"], "model": [{}, None, [1], {"a": torch.zeros(3)}],
         "optimizer": ["x", {}, {"state": {}, "param_groups": []}], "config": [{}, None, "erm", [("lr", 1)]],
-        "parents": [None], "masks": [{}, {"shape": [9], "bits": 3}, {"shape": [10 ** 6] * 3, "bits": torch.zeros(1).byte()}], "losses": [7],
+        "masks": [{}, {"shape": [9], "bits": 3}, {"shape": [10 ** 6] * 3, "bits": torch.zeros(1).byte()}],
+        "parents": [None], "losses": [7],
     }
     for key, values in forged.items():
         for value in values:
