@@ -18,15 +18,17 @@ from src.masktune import masktune, randmask
 from src.models import ResNet50, SmallCNN
 from src.seeding import generator
 from src.state import State
-from src.training import best_device, infer, sgd, train_epoch
+from src.training import PRECISIONS, best_device, infer, sgd, train_epoch
 
 CHECKPOINTS = Path("checkpoints")
 DATASETS = ("SpuriousMNIST", "SpuriousDigits")
 MODELS = {"SmallCNN": SmallCNN, "ResNet50": ResNet50}
 FINETUNES = ("masktune", "randmask")
+LATER = {"precision": "fp32"}  # fields that files written before them lack
 VALID = {"dataset": f"one of {DATASETS}", "model": f"one of {tuple(MODELS)}", "method": f"one of {FINETUNES}",
          "epochs": "at least 1", "batch_size": "at least 1 image", "lr": "positive and finite",
-         "lr_halved_every": "at least 1 epoch", "iterations": "at least 1", "threshold_std": "finite"}
+         "lr_halved_every": "at least 1 epoch", "iterations": "at least 1", "threshold_std": "finite",
+         "precision": f"one of {PRECISIONS}"}
 
 
 def _check(config: object, **valid: bool) -> None:
@@ -50,10 +52,12 @@ class Erm:
     lr_halved_every: int = 25  # epochs; paper
     momentum: float = 0.9  # paper
     weight_decay: float = 1e-4  # paper
+    precision: str = "fp32"  # of the training steps, the fine-tune's too; "bf16" is faster on a GPU
 
     def __post_init__(self) -> None:
         _check(self, dataset=self.dataset in DATASETS, model=self.model in MODELS, epochs=self.epochs >= 1,
-               batch_size=self.batch_size >= 1, lr=0 < self.lr < math.inf, lr_halved_every=self.lr_halved_every >= 1)
+               precision=self.precision in PRECISIONS, batch_size=self.batch_size >= 1, lr=0 < self.lr < math.inf,
+               lr_halved_every=self.lr_halved_every >= 1)
 
     def lr_at(self, epoch: int) -> float:
         """The LR in force during an epoch, counted from 0."""
@@ -151,10 +155,10 @@ def run_erm(setting: Setting, seed: int) -> State:
         lr = erm.lr_at(state.epoch)
         images, labels, _ = data()
         loss, accuracy = train_epoch(state, images, labels, lr=lr, batch_size=erm.batch_size, seed=seed,
-                                     after_step=after_step)
+                                     precision=erm.precision, after_step=after_step)
         return dict(loss=loss, accuracy=accuracy, lr=lr)
 
-    config = {"stage": "erm", "seed": seed, **asdict(erm)}
+    config = {"stage": "erm", "seed": seed, **_as_config(erm)}
     return load_or_run(CHECKPOINTS / setting.name / f"erm-seed{seed}.pt", config, erm.epochs, fresh, advance,
                        save_steps=setting.save_steps)
 
@@ -169,7 +173,8 @@ def run_finetune(setting: Setting, seed: int, erm_state: State, finetune: FineTu
 
     def advance(state: State, after_step: Callable[[], None]) -> dict[str, float]:
         images, labels, squares = data()
-        common = dict(lr=finetune.lr, batch_size=erm.batch_size, seed=seed, after_step=after_step)
+        common = dict(lr=finetune.lr, batch_size=erm.batch_size, seed=seed, precision=erm.precision,
+                      after_step=after_step)
         if finetune.method == "masktune":
             loss, accuracy = masktune(state, images, labels, k=finetune.threshold_std, accumulate=finetune.accumulate,
                                       **common)
@@ -181,7 +186,7 @@ def run_finetune(setting: Setting, seed: int, erm_state: State, finetune: FineTu
                     erm_accuracy_on_masked=(seen == labels).float().mean().item())
 
     lr_name = "" if finetune.lr == setting.finetune.lr else f"-lr{finetune.lr:g}"
-    config = {"stage": "finetune", "seed": seed, **asdict(finetune), "erm": asdict(erm)}
+    config = {"stage": "finetune", "seed": seed, **asdict(finetune), "erm": _as_config(erm)}
     return load_or_run(CHECKPOINTS / setting.name / f"{finetune.method}{lr_name}-seed{seed}.pt", config,
                        erm_state.epoch + finetune.iterations, lambda: start_finetune(erm, erm_state), advance,
                        save_steps=setting.save_steps)
@@ -241,6 +246,11 @@ def finetune_lr_study(runs: list[Run], tests: dict) -> dict[str, dict[str, Tenso
             correct = (guesses == tests[name].labels).double().mean(1)
             table.setdefault(run.setting.title, {}).setdefault(name, []).append(correct)
     return {title: {name: torch.stack(seeds) for name, seeds in sets.items()} for title, sets in table.items()}
+
+
+def _as_config(erm: Erm) -> dict:
+    """What a file holds of a recipe: all fields, but those that came later only where they are not at their default."""
+    return {name: value for name, value in asdict(erm).items() if name not in LATER or value != LATER[name]}
 
 
 def _on_device(setting: Setting, seed: int) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:

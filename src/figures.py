@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import matplotlib.pyplot as plt
 import torch
@@ -141,6 +142,21 @@ def finetune_lr(lrs: Sequence[float], table: dict[str, dict[str, Tensor]]) -> Fi
         axis.minorticks_off()
     axes[0].set_ylabel("MaskTune: accuracy, %")
     axes[0].legend()
+    return figure
+
+
+def benchmark(result: dict) -> Figure:
+    """Images per second of the usual pipeline and of ours, for each task of the speed benchmark (log scale)."""
+    figure, axis = plt.subplots(figsize=(9, 3.4))
+    tasks = result["tasks"]
+    for i, (side, colour) in enumerate((("usual", COLOURS["ERM"]), ("ours", COLOURS["MaskTune"]))):
+        speeds = [task["images"] / median(task["seconds"][side]) for task in tasks]
+        bars = axis.bar([j + 0.4 * (i - 0.5) for j in range(len(tasks))], speeds, 0.38, color=colour, label=side)
+        axis.bar_label(bars, [f"{speed:,.0f}" for speed in speeds], fontsize=9)
+    axis.set(yscale="log", ylabel="images per second", xticks=range(len(tasks)),
+             xticklabels=[task["task"] for task in tasks])
+    axis.margins(y=0.15)
+    axis.legend(loc="upper left")
     return figure
 
 

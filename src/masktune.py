@@ -1,7 +1,5 @@
 """MaskTune (NeurIPS 2022, section 3): hide what the classifier looks at, and fine-tune it one epoch on what is left."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -71,23 +69,21 @@ def random_masks(n: int, side: int, seed: int, epoch: int, device: torch.device 
 
 
 def masktune(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int, k: float = 2.0,
-             accumulate: bool = False, after_step: Callable[[], None] | None = None) -> tuple[float, float]:
+             accumulate: bool = False, **options: object) -> tuple[float, float]:
     """Run one iteration of MaskTune: masks by the model as it stands, then exactly one epoch on the masked images.
 
     The model and the optimizer go on from where ERM left them. `images` (N, 3, H, W) uint8 are those that ERM was
-    trained on; with `accumulate`, what earlier iterations hid stays hidden. Returns the epoch's mean loss and accuracy;
-    the masks are in `state.masks`.
+    trained on; with `accumulate`, what earlier iterations hid stays hidden. `options` are those of `train_epoch`.
+    Returns the epoch's mean loss and accuracy; the masks are in `state.masks`.
     """
     if state.masked_epoch != state.epoch:  # else the epoch was cut off, and goes on with the masks that it began with
         state.mask(find_masks(state.model, images, k, state.masks if accumulate else None))
-    return train_epoch(state, images, labels, masks=state.masks, lr=lr, batch_size=batch_size, seed=seed,
-                       after_step=after_step)
+    return train_epoch(state, images, labels, masks=state.masks, lr=lr, batch_size=batch_size, seed=seed, **options)
 
 
 def randmask(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int,
-             after_step: Callable[[], None] | None = None) -> tuple[float, float]:
+             **options: object) -> tuple[float, float]:
     """The paper's control: the same epoch with masks in random places. Arguments and result are those of `masktune`."""
     if state.masked_epoch != state.epoch:
         state.mask(random_masks(len(images), images.shape[-1], seed, state.epoch, images.device))
-    return train_epoch(state, images, labels, masks=state.masks, lr=lr, batch_size=batch_size, seed=seed,
-                       after_step=after_step)
+    return train_epoch(state, images, labels, masks=state.masks, lr=lr, batch_size=batch_size, seed=seed, **options)

@@ -1,6 +1,8 @@
 """The tables of the notebook, as Markdown, from predictions."""
 
 from collections.abc import Sequence
+from operator import truediv
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -110,6 +112,18 @@ def orders(rows: Sequence[dict]) -> str:
                       summarize(whole), f"{100 * min(whole):.1f}", len(found)])
     return markdown(["seed", "squares on 0-4 with a visible rest", "masks as found", "lowest", "squares hidden whole",
                      "lowest", "orders"], cells)
+
+
+def benchmark(result: dict) -> str:
+    """The speed benchmark: medians in seconds, images per second, and what shows that the results agree."""
+    rows = []
+    for task in result["tasks"]:
+        usual, ours = (median(task["seconds"][side]) for side in ("usual", "ours"))
+        values = task["values"]
+        rows.append([task["task"], f"{task['images']:,}", f"{usual:.2f}", f"{ours:.2f}",
+                     f"{median(map(truediv, *task['seconds'].values())):.1f}", f"{task['images'] / ours:,.0f}",
+                     f"{task['check']}: {values['usual']:.4f}, {values['ours']:.4f}"])
+    return markdown(["task", "images", "usual, s", "ours, s", "times faster", "ours, images/s", "usual, ours"], rows)
 
 
 def expectations(predictions: dict[str, Predictions], tests: dict, expected: dict[str, str]) -> str:

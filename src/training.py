@@ -16,6 +16,8 @@ from src.masks import Masks
 from src.seeding import epoch_order
 from src.state import State
 
+PRECISIONS = ("fp32", "bf16")
+
 
 def best_device() -> torch.device:
     """CUDA when present, else the CPU."""
@@ -72,8 +74,8 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[Tensor
 
 
 def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int,
-                masks: Masks | Tensor | None = None, after_step: Callable[[], None] | None = None
-                ) -> tuple[float, float]:
+                masks: Masks | Tensor | None = None, precision: str = "fp32",
+                after_step: Callable[[], None] | None = None) -> tuple[float, float]:
     """Train what is left of the state's epoch, in train mode; return its mean loss and its accuracy, as they were met.
 
     `state.finish_epoch` then counts it as done. The order of the samples depends on (seed, state.epoch) alone, so an
@@ -81,6 +83,7 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
 
     Args:
         images: (N, 3, H, W) uint8, with labels (N,) int64 and masks (N, H, W) bool, True = hidden, on one device.
+        precision: "fp32", or "bf16": forward and loss under autocast, weights and optimizer in fp32.
         after_step: called between two steps.
 
     Raises:
@@ -88,6 +91,8 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
         FloatingPointError: the loss or the weights are no longer finite.
         KeyboardInterrupt: between two steps, never inside one.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is unknown; it is one of {PRECISIONS}")
     check_images(images)
     check_masks(masks, images)
     check_labels(labels, images, classes=infer(state.model, images[:1]).shape[1])
@@ -104,8 +109,9 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
     for index in batches[state.step:]:
         index = index.to(images.device)
         with uninterrupted():
-            logits = state.model(pixels(images[index], None if masks is None else masks[index]))
-            loss = F.cross_entropy(logits, labels[index])
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits = state.model(pixels(images[index], None if masks is None else masks[index]))
+                loss = F.cross_entropy(logits, labels[index])
             state.optimizer.zero_grad()
             loss.backward()
             state.optimizer.step()

@@ -123,3 +123,17 @@ def test_finetune_lr_study_reuses_the_default(run, setting, tmp_path, monkeypatc
     assert table[setting.title]["malicious"][0, 0] == (tuned == tests["malicious"].labels).double().mean()
     assert sorted(path.name for path in tmp_path.rglob("*.pt")) == [
         "masktune-lr0.00125-seed0.pt", "masktune-lr0.0025-seed0.pt", "masktune-lr0.005-seed0.pt", "masktune-seed0.pt"]
+
+
+def test_bf16_trains_to_nearly_the_same_weights(train):
+    """Autocast changes the third digit; weights and optimizer state stay in fp32."""
+    moved, start = {}, new_model(0).state_dict()
+    for precision in ("fp32", "bf16"):
+        model = new_model(0)
+        state = State(model, sgd(model, 0.9, 0))
+        train_epoch(state, train.images[:96], train.labels[:96], lr=0.01, batch_size=32, seed=0, precision=precision)
+        moved[precision] = torch.cat([(value - start[name]).flatten() for name, value in model.named_parameters()])
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert 0 < (moved["bf16"] - moved["fp32"]).norm() < 0.2 * moved["fp32"].norm()
+    with pytest.raises(ValueError, match="precision='fp16' is unknown"):
+        train_epoch(state, train.images, train.labels, lr=0.01, batch_size=32, seed=0, precision="fp16")

@@ -1,0 +1,243 @@
+"""Time the usual pipeline and ours side by side, on the same device, weights and data: `python -m benchmarks.speed`.
+
+The usual pipeline is what most code of this field does: torchvision's data set, a DataLoader with workers that makes
+each image anew, the grad-cam library on NumPy, an optimizer that is not fused, `.item()` at every step.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from pytorch_grad_cam import XGradCAM
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import to_tensor
+
+from src import figures
+from src.checkpoint import write_whole
+from src.datasets import SQUARE, SpuriousMNIST
+from src.experiments import MNIST, new_model, run_erm
+from src.masks import Masks
+from src.masktune import find_masks
+from src.state import State
+from src.tables import benchmark as as_table
+from src.training import best_device, environment, epoch_batches, infer, reproducible, sgd, train_epoch
+
+BATCH, LR, MOMENTUM, WEIGHT_DECAY = 128, 0.01, 0.9, 1e-4
+BLUE = (0, 0, 255)
+
+
+class UsualDataset(Dataset):
+    """torchvision's MNIST, each image decoded, coloured, given its square and made a tensor when it is asked for."""
+
+    def __init__(self, root: Path, train: bool, squares: Tensor, masks: np.ndarray | None = None) -> None:
+        self.mnist = torchvision.datasets.MNIST(root, train=train)
+        self.squares, self.masks = squares.tolist(), masks
+
+    def __len__(self) -> int:
+        return len(self.mnist)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, digit = self.mnist[index]
+        image = image.convert("RGB")
+        if self.squares[index]:
+            image.paste(BLUE, (0, 0, SQUARE, SQUARE))
+        if self.masks is not None:
+            pixels = np.array(image)
+            pixels[self.masks[index]] = 0
+            image = Image.fromarray(pixels)
+        return to_tensor(image), int(digit >= 5)
+
+
+class Usual:
+    """The four tasks as the usual pipeline does them; batches in the order of ours, so that the results compare."""
+
+    def __init__(self, root: Path, data: SpuriousMNIST, tests: SpuriousMNIST, n: int, workers: int) -> None:
+        self.root, self.data, self.tests, self.n, self.workers = root, data, tests, n, workers
+
+    def batches(self, train: bool = True, masks: np.ndarray | None = None, shuffled: bool = True
+                ) -> Iterator[tuple[Tensor, Tensor]]:
+        data = UsualDataset(self.root, train, (self.data if train else self.tests).squares, masks)
+        n = self.n if train else len(data)
+        order = epoch_batches(n, BATCH, 0, 0) if shuffled else torch.arange(n).split(BATCH)
+        loader = DataLoader(data, batch_sampler=[index.tolist() for index in order], num_workers=self.workers)
+        for images, labels in loader:
+            yield images.to(best_device()), labels.to(best_device())
+
+    def epoch(self, model: nn.Module, masks: np.ndarray | None = None) -> float:
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+        model.train()
+        total = 0.0
+        for images, labels in self.batches(masks=masks):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(labels)
+        return total / self.n
+
+    def find_masks(self, model: nn.Module) -> np.ndarray:
+        masks = []
+        with XGradCAM(model=model, target_layers=[model.saliency_layer]) as cam:
+            for images, _ in self.batches(shuffled=False):
+                for heat in cam(input_tensor=images, targets=None):
+                    hot = heat[heat > 0]
+                    masks.append(heat > hot.mean() + 2 * hot.std() if len(hot) else np.zeros_like(heat, dtype=bool))
+        return np.stack(masks)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> float:
+        model.eval()
+        right = sum((model(images).argmax(1) == labels).sum().item()
+                    for images, labels in self.batches(train=False, shuffled=False))
+        return right / len(self.tests)
+
+
+class Ours:
+    """The same four tasks by this project's functions."""
+
+    def __init__(self, data: SpuriousMNIST, tests: SpuriousMNIST, n: int, precision: str) -> None:
+        self.images, self.labels = (tensor[:n].to(best_device()) for tensor in (data.images, data.labels))
+        self.tests, self.test_labels = tests.images.to(best_device()), tests.labels.to(best_device())
+        self.precision = precision
+
+    def epoch(self, model: nn.Module, masks: Masks | None = None) -> float:
+        state = State(model, sgd(model, MOMENTUM, WEIGHT_DECAY))
+        return train_epoch(state, self.images, self.labels, masks=masks, lr=LR, batch_size=BATCH, seed=0,
+                           precision=self.precision)[0]
+
+    def find_masks(self, model: nn.Module) -> Masks:
+        return find_masks(model, self.images)
+
+    def evaluate(self, model: nn.Module) -> float:
+        return (infer(model, self.tests).argmax(1) == self.test_labels).double().mean().item()
+
+
+def timed(task: Callable, *arguments: object) -> tuple[float, object]:
+    """Seconds of a task, the device waited for, and its result."""
+    begun = time.perf_counter()
+    result = task(*arguments)
+    if best_device().type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun, result
+
+
+def measure(root: Path, n: int, repeats: int, workers: int, precision: str) -> list[dict]:
+    """Each task by both, in turn, after a warm-up; every time in seconds, and what shows that the results agree."""
+    setting = MNIST[1]
+    data = SpuriousMNIST(root, train=True, mix_order=setting.erm.mix_order)
+    tests = SpuriousMNIST(root, train=False, test_set="raw")
+    trained = run_erm(setting, 0).model
+    few = 10 * BATCH
+    for side in (Usual(root, data, tests, few, workers), Ours(data, tests, few, precision)):  # warm-up
+        side.epoch(new_model(0))
+        side.find_masks(trained)
+    sides = {"usual": Usual(root, data, tests, n, workers), "ours": Ours(data, tests, n, precision)}
+    masks = {name: side.find_masks(trained) for name, side in sides.items()}
+    agree = (torch.from_numpy(masks["usual"]) == masks["ours"][:].cpu()).double().mean().item()
+
+    def row(task: str, images: int, run: Callable, check: str, judge: Callable) -> dict:
+        seconds, checks = {name: [] for name in sides}, {}
+        for _ in range(repeats):
+            for name, side in sides.items():
+                model = new_model(0)
+                duration, result = timed(run, name, side, model)
+                seconds[name].append(duration)
+                checks[name] = judge(result, model)
+        print(f"{task}: {', '.join(f'{name} {median(many):.2f} s' for name, many in seconds.items())}", flush=True)
+        return {"task": task, "images": images, "seconds": seconds, "check": check, "values": checks}
+
+    def accuracy(_: object, model: nn.Module) -> float:
+        return sides["ours"].evaluate(model)
+
+    after = "accuracy on raw after it"
+    return [
+        row("ERM, one epoch", n, lambda _, side, model: side.epoch(model), after, accuracy),
+        row("heat maps and masks", n, lambda _, side, model: side.find_masks(trained),
+            "share of pixels on which the masks agree", lambda *_: agree),
+        row("fine-tune, one epoch", n, lambda name, side, model: side.epoch(model, masks[name]), after, accuracy),
+        row("evaluation", len(tests), lambda _, side, model: side.evaluate(trained), "accuracy on raw",
+            lambda result, _: result),
+    ]
+
+
+def peak_memory(root: Path, side: str, n: int, workers: int) -> dict:
+    """MB of host memory (and of the device) that a side takes over the data set itself, its workers included."""
+    setting = MNIST[1]
+    data = SpuriousMNIST(root, train=True, mix_order=setting.erm.mix_order)
+    tests = SpuriousMNIST(root, train=False, test_set="raw")
+    model = new_model(0)
+    infer(model, tests.images[:BATCH])  # what the libraries load at first use is not counted
+    before, peak, done = _resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            peak[0] = max(peak[0], _resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    task = Usual(root, data, tests, n, workers) if side == "usual" else Ours(data, tests, n, "fp32")
+    task.epoch(model)
+    task.epoch(model, task.find_masks(model))
+    task.evaluate(model)
+    done.set()
+    watcher.join()
+    device = torch.cuda.max_memory_allocated() / 1e6 if best_device().type == "cuda" else None
+    return {"host": peak[0] - before, "device": device}
+
+
+def _resident() -> float:
+    """MB of this process and its children, pages that they share counted once (Linux)."""
+    ours = [Path("/proc/self"), *(Path("/proc") / pid for pid in Path(
+        f"/proc/self/task/{threading.main_thread().native_id}/children").read_text().split())]
+    total = 0
+    for process in ours:
+        try:
+            lines = (process / "smaps_rollup").read_text().split("\n")
+        except OSError:  # it has just ended
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total * 1024 / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=60_000, help="of the training set (default: all)")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="of the usual pipeline's DataLoader")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our training steps")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="the folder with MNIST")
+    parser.add_argument("--output", type=Path, default=Path("results/speed.json"))
+    parser.add_argument("--memory", choices=("usual", "ours"), help=argparse.SUPPRESS)  # a process of its own
+    arguments = parser.parse_args()
+    reproducible()
+    common = (arguments.images, arguments.workers)
+    if arguments.memory:
+        print(json.dumps(peak_memory(arguments.root, arguments.memory, *common)))
+        return
+    rows = measure(arguments.root, arguments.images, arguments.repeats, arguments.workers, arguments.precision)
+    memory = {}
+    for side in ("usual", "ours"):
+        done = subprocess.run([sys.executable, "-m", "benchmarks.speed", *sys.argv[1:], "--memory", side], check=True,
+                              stdout=subprocess.PIPE, text=True)
+        memory[side] = json.loads(done.stdout.split("\n")[-2])
+    result = {"made_with": environment(), "batch_size": BATCH, "workers": arguments.workers,
+              "precision": arguments.precision, "repeats": arguments.repeats, "tasks": rows, "peak_memory_mb": memory}
+    write_whole(arguments.output, (json.dumps(result, indent=1) + "\n").encode())
+    print(as_table(result))
+    figures.benchmark(result).savefig(arguments.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
