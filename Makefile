@@ -2,11 +2,12 @@
 # make lab        open it in JupyterLab
 # make test       run the tests
 # make publish    execute README.ipynb in place and bring README.md in line with it (what a maintainer runs)
+# make benchmark  time the usual pipeline and ours side by side, and ours against the size of the data
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: notebook lab test publish clean
+.PHONY: notebook lab test publish benchmark clean
 
 notebook: .venv/ready
 	$(BIN)/python -m src.notebook executed/README.ipynb
@@ -20,6 +21,10 @@ test: .venv/ready
 
 publish: .venv/ready
 	$(BIN)/python -m src.notebook --publish
+
+benchmark: .venv/ready
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.scale
 
 .venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name it with make PYTHON=...")'

@@ -8,7 +8,6 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_tensor
 
+from benchmarks.memory import Memory
 from src import figures
 from src.checkpoint import write_whole
 from src.datasets import SQUARE, SpuriousMNIST
@@ -32,7 +32,7 @@ from src.masks import Masks
 from src.masktune import find_masks
 from src.state import State
 from src.tables import benchmark as as_table
-from src.training import best_device, environment, epoch_batches, infer, reproducible, sgd, train_epoch
+from src.training import best_device, environment, epoch_batches, infer, keep_freed_memory, prepare, sgd, train_epoch
 
 BATCH, LR, MOMENTUM, WEIGHT_DECAY = 128, 0.01, 0.9, 1e-4
 BLUE = (0, 0, 255)
@@ -152,6 +152,7 @@ def measure(root: Path, n: int, repeats: int, workers: int, precision: str) -> l
         for _ in range(repeats):
             for name, side in sides.items():
                 model = new_model(0)
+                keep_freed_memory(name == "ours")
                 duration, result = timed(run, name, side, model)
                 seconds[name].append(duration)
                 checks[name] = judge(result, model)
@@ -179,36 +180,13 @@ def peak_memory(root: Path, side: str, n: int, workers: int) -> dict:
     tests = SpuriousMNIST(root, train=False, test_set="raw")
     model = new_model(0)
     infer(model, tests.images[:BATCH])  # what the libraries load at first use is not counted
-    before, peak, done = _resident(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.05):
-            peak[0] = max(peak[0], _resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    task = Usual(root, data, tests, n, workers) if side == "usual" else Ours(data, tests, n, "fp32")
-    task.epoch(model)
-    task.epoch(model, task.find_masks(model))
-    task.evaluate(model)
-    done.set()
-    watcher.join()
-    device = torch.cuda.max_memory_allocated() / 1e6 if best_device().type == "cuda" else None
-    return {"host": peak[0] - before, "device": device}
-
-
-def _resident() -> float:
-    """MB of this process and its children, pages that they share counted once (Linux)."""
-    ours = [Path("/proc/self"), *(Path("/proc") / pid for pid in Path(
-        f"/proc/self/task/{threading.main_thread().native_id}/children").read_text().split())]
-    total = 0
-    for process in ours:
-        try:
-            lines = (process / "smaps_rollup").read_text().split("\n")
-        except OSError:  # it has just ended
-            continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total * 1024 / 1e6
+    keep_freed_memory(side == "ours")
+    with Memory() as memory:
+        task = Usual(root, data, tests, n, workers) if side == "usual" else Ours(data, tests, n, "fp32")
+        task.epoch(model)
+        task.epoch(model, task.find_masks(model))
+        task.evaluate(model)
+    return {"host": memory.host, "device": memory.device}
 
 
 def main() -> None:
@@ -221,7 +199,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/speed.json"))
     parser.add_argument("--memory", choices=("usual", "ours"), help=argparse.SUPPRESS)  # a process of its own
     arguments = parser.parse_args()
-    reproducible()
+    prepare()
     common = (arguments.images, arguments.workers)
     if arguments.memory:
         print(json.dumps(peak_memory(arguments.root, arguments.memory, *common)))

@@ -9,7 +9,7 @@ from src.masks import Masks
 from src.saliency import xgradcam
 from src.seeding import generator
 from src.state import State
-from src.training import pixels, train_epoch
+from src.training import folded, pixels, train_epoch
 
 RANDOM_SIDES = (2, 14)  # pixels, both ends included; the paper's RandMask
 
@@ -42,6 +42,7 @@ def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Masks |
     check_images(images)
     check_masks(hidden, images)
     device = next(model.parameters()).device
+    model = folded(model)
     masks = Masks((len(images), *images.shape[2:]), device=images.device)
     for start in tqdm(range(0, len(images), batch_size), desc="masks", leave=False, position=0):
         batch = slice(start, start + batch_size)

@@ -126,6 +126,16 @@ def benchmark(result: dict) -> str:
     return markdown(["task", "images", "usual, s", "ours, s", "times faster", "ours, images/s", "usual, ours"], rows)
 
 
+def scale(result: dict) -> str:
+    """Time and memory against the number and the size of images: the constants should stay the same down the rows."""
+    return markdown(["model", "images", "side", "masks, ms/image", "epoch, ms/image", "masks, ns/pixel",
+                     "epoch, ns/pixel", "images, MB", "peak over them, MB"], [
+        [row["model"], f"{row['images']:,}", row["side"], f"{1e3 * row['masks_s'] / row['images']:.2f}",
+         f"{1e3 * row['epoch_s'] / row['images']:.2f}",
+         *(f"{1e9 * row[key] / row['images'] / row['side'] ** 2:,.0f}" for key in ("masks_s", "epoch_s")),
+         f"{row['images_mb']:,.0f}", f"{row['peak_mb']:,.0f}"] for row in result["rows"]])
+
+
 def expectations(predictions: dict[str, Predictions], tests: dict, expected: dict[str, str]) -> str:
     """What an experiment promised beside what was observed, in percent: {setting title: promise}."""
     seen = averages(predictions, tests)

@@ -9,8 +9,10 @@ import torch
 from src import experiments
 from src.datasets import DataUnavailable
 from src.datasets.mnist import ensure_mnist
+from src.training import prepare
 
 REPOSITORY = Path(__file__).parents[1]
+prepare()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from src import checkpoint, experiments
 from src.datasets import SpuriousDigits
 from src.experiments import DIGITS, Erm, FineTune, load_data
 from src.state import digest
+from src.training import prepare
 
 SETTING = replace(DIGITS[0], erm=replace(DIGITS[0].erm, epochs=2, lr_halved_every=1), save_steps=3,
                   finetune=FineTune(iterations=2, accumulate=True))
@@ -30,6 +31,7 @@ context.set_forkserver_preload(["tests.harness"])
 
 def train(folder: Path, ready: Connection, fault: str | None = None, write: int = 0) -> None:
     """ERM, RandMask and MaskTune with two iterations, saved at every 3rd step; killed at a write's fault, if named."""
+    prepare()
     torch.set_num_threads(1)
     sys.stdout = (folder / "log").open("a", buffering=1)
     sys.stderr = (folder / "errors").open("a", buffering=1)

@@ -1,7 +1,10 @@
 import torch
 import torchvision
+from torch import nn
 
+from src.masktune import find_masks
 from src.models import ResNet50, SmallCNN
+from src.training import evaluating, folded, pixels
 
 OFFICIAL = {  # names and shapes of the weights that the official code publishes for 2 classes
     "backbone.0.weight": (16, 3, 3, 3), "backbone.0.bias": (16,),
@@ -51,3 +54,43 @@ def test_resnet50_normalises_inside_and_is_torchvisions():
     plain.load_state_dict(model.model.state_dict(), strict=True)
     normalise = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     torch.testing.assert_close(model(images), plain(normalise(images)), rtol=1e-4, atol=1e-4)
+
+
+def test_pooling_before_relu_changes_no_bit():
+    """Forward and backward of SmallCNN against its layers run one after the other, as the official code does."""
+    torch.manual_seed(0)
+    images, results = torch.rand(16, 3, 28, 28), []
+    model = SmallCNN()
+    plain = nn.Sequential(*model.backbone, *model.linear)
+    for run in (model, plain):
+        model.zero_grad()
+        logits = run(images)
+        logits[:, 0].sum().backward()
+        results.append([logits.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+def test_folded_batchnorm_gives_the_same_logits_and_touches_nothing(run, train):
+    model = run.erm.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fast = folded(model)
+    assert not any(isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)) for part in fast.modules())
+    images = pixels(train.images[:100])
+    with torch.no_grad(), evaluating(model):
+        torch.testing.assert_close(fast(images), model(images), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert isinstance(model.backbone[1], nn.BatchNorm2d)
+
+
+class OwnLayer(nn.Sequential):
+    """A classifier whose heat map is that of a convolution with BatchNorm behind it."""
+
+    @property
+    def saliency_layer(self) -> nn.Module:
+        return self[0]
+
+
+def test_a_saliency_layer_is_never_folded():
+    model = OwnLayer(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 2))
+    assert folded(model) is model
+    assert find_masks(model, torch.randint(256, (5, 3, 28, 28), dtype=torch.uint8)).shape == (5, 28, 28)

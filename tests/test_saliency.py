@@ -52,8 +52,9 @@ def test_leaves_no_trace(run, images):
     modes = [module.training for module in model.modules()]
     before = copy.deepcopy(model.state_dict())
     xgradcam(model, images)
-    with pytest.raises(RuntimeError):
-        xgradcam(model, images[:, :1])  # an error half-way must not leave a trace either
+    for wrong in (dict(layer=model.linear[0]), dict(classes=torch.full((len(images),), 2))):
+        with pytest.raises(ValueError, match=r"gave no|labels lie in"):
+            xgradcam(model, images, **wrong)  # an error half-way must not leave a trace either
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())

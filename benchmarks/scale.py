@@ -1,0 +1,68 @@
+"""Time and memory against the number and the size of images, on synthetic pixels: `python -m benchmarks.scale`."""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.memory import Memory
+from src import tables
+from src.checkpoint import write_whole
+from src.experiments import new_model
+from src.masktune import find_masks
+from src.seeding import generator
+from src.state import State
+from src.training import best_device, environment, prepare, sgd, train_epoch
+
+CASES = [("SmallCNN", n, 28) for n in (1_000, 10_000, 60_000, 600_000)] + [
+    ("ResNet50", n, side) for n, side in ((320, 28), (320, 64), (64, 224))]  # (model, images, pixels a side)
+BATCH = {"SmallCNN": 128, "ResNet50": 32}
+
+
+def measure(name: str, n: int, side: int) -> dict:
+    """Seconds and peak memory of the masks of n images and of one epoch on them, after a warm-up."""
+    prepare()
+    draw = generator(0, "scale")
+    images = torch.randint(256, (n, 3, side, side), dtype=torch.uint8, generator=draw).to(best_device())
+    labels = torch.randint(2, (n,), generator=draw).to(best_device())
+    model = new_model(0, name)
+    state = State(model, sgd(model, 0.9, 1e-4))
+    few = min(n, 2 * BATCH[name])
+    train_epoch(state, images[:few], labels[:few], lr=0.0, batch_size=BATCH[name], seed=0)
+    find_masks(model, images[:few], batch_size=BATCH[name])
+    state.finish_epoch()
+    with Memory() as memory:
+        begun = time.perf_counter()
+        masks = find_masks(model, images, batch_size=BATCH[name])
+        between = time.perf_counter()
+        train_epoch(state, images, labels, masks=masks, lr=0.0, batch_size=BATCH[name], seed=0)
+        done = time.perf_counter()
+    return {"model": name, "images": n, "side": side, "images_mb": images.nbytes / 1e6, "masks_s": between - begun,
+            "epoch_s": done - between, "peak_mb": memory.host, "device_mb": memory.device}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)  # each in a process of its own
+    parser.add_argument("--output", type=Path, default=Path("results/scale.json"))
+    arguments = parser.parse_args()
+    if arguments.case is not None:
+        print(json.dumps(measure(*CASES[arguments.case])))
+        return
+    rows = []
+    for case in range(len(CASES)):
+        done = subprocess.run([sys.executable, "-m", "benchmarks.scale", "--case", str(case)], check=True,
+                              stdout=subprocess.PIPE, text=True)
+        rows.append(json.loads(done.stdout.split("\n")[-2]))
+        print(rows[-1], flush=True)
+    result = {"made_with": environment(), "rows": rows}
+    write_whole(arguments.output, (json.dumps(result, indent=1) + "\n").encode())
+    print(tables.scale(result))
+
+
+if __name__ == "__main__":
+    main()
