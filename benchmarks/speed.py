@@ -20,6 +20,7 @@ import torchvision
 from PIL import Image
 from pytorch_grad_cam import XGradCAM
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_tensor
 
@@ -173,6 +174,17 @@ def measure(root: Path, n: int, repeats: int, workers: int, precision: str) -> l
     ]
 
 
+def convolution_share(root: Path) -> float:
+    """The share of our training steps' time that convolutions take, forward and backward (PyTorch's profiler, CPU)."""
+    ours = Ours(SpuriousMNIST(root, train=True), SpuriousMNIST(root, train=False, test_set="raw"), 20 * BATCH, "fp32")
+    ours.epoch(new_model(0))
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        ours.epoch(new_model(0))
+    rows = profiled.key_averages()
+    return sum(row.self_cpu_time_total for row in rows if "convolution" in row.key) / sum(
+        row.self_cpu_time_total for row in rows)
+
+
 def peak_memory(root: Path, side: str, n: int, workers: int) -> dict:
     """MB of host memory (and of the device) that a side takes over the data set itself, its workers included."""
     setting = MNIST[1]
@@ -211,7 +223,8 @@ def main() -> None:
                               stdout=subprocess.PIPE, text=True)
         memory[side] = json.loads(done.stdout.split("\n")[-2])
     result = {"made_with": environment(), "batch_size": BATCH, "workers": arguments.workers,
-              "precision": arguments.precision, "repeats": arguments.repeats, "tasks": rows, "peak_memory_mb": memory}
+              "precision": arguments.precision, "repeats": arguments.repeats, "tasks": rows, "peak_memory_mb": memory,
+              "convolution_share": convolution_share(arguments.root)}
     write_whole(arguments.output, (json.dumps(result, indent=1) + "\n").encode())
     print(as_table(result))
     figures.benchmark(result).savefig(arguments.output.with_suffix(".png"))

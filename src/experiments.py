@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from src.checkpoint import load_or_run
 from src.datasets import SQUARE, TEST_SETS, DataUnavailable, SpuriousDigits, SpuriousMNIST
 from src.datasets.mnist import ensure_mnist
-from src.masktune import masktune, randmask
+from src.masktune import masktune_epoch, randmask_epoch
 from src.models import ResNet50, SmallCNN
 from src.seeding import generator
 from src.state import State
@@ -176,10 +176,10 @@ def run_finetune(setting: Setting, seed: int, erm_state: State, finetune: FineTu
         common = dict(lr=finetune.lr, batch_size=erm.batch_size, seed=seed, precision=erm.precision,
                       after_step=after_step)
         if finetune.method == "masktune":
-            loss, accuracy = masktune(state, images, labels, k=finetune.threshold_std, accumulate=finetune.accumulate,
-                                      **common)
+            loss, accuracy = masktune_epoch(state, images, labels, k=finetune.threshold_std,
+                                            accumulate=finetune.accumulate, **common)
         else:
-            loss, accuracy = randmask(state, images, labels, **common)
+            loss, accuracy = randmask_epoch(state, images, labels, **common)
         seen = infer(erm_state.model, images, state.masks).argmax(1)
         return dict(loss=loss, accuracy=accuracy, lr=finetune.lr, hidden=state.masks.share(),
                     squares_covered=state.masks[squares][:, :SQUARE, :SQUARE].float().mean().item(),

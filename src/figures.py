@@ -101,13 +101,20 @@ def before_after(images: Tensor, before: Tensor, after: Tensor, labels: Tensor, 
     return figure
 
 
-def mean_masks(masks: Tensor, labels: Tensor) -> Figure:
-    """How often each pixel is hidden, class by class: masks (N, H, W) bool, labels (N,)."""
-    figure, axes = plt.subplots(1, len(CLASSES), figsize=(4.2 * len(CLASSES), 3.6))
-    for label, axis in enumerate(axes):
-        often = masks[labels == label].float().mean(0)
-        shown = _show(axis, often, dict(cmap="viridis", vmin=0, vmax=1), CLASSES[label])
+def mean_masks(shares: Tensor, classes: Sequence[str]) -> Figure:
+    """How often each pixel is hidden, class by class: shares (classes, H, W) in [0, 1]."""
+    figure, axes = plt.subplots(1, len(classes), figsize=(4.2 * len(classes), 3.6))
+    for axis, often, name in zip(axes, shares, classes, strict=True):
+        shown = _show(axis, often, dict(cmap="viridis", vmin=0, vmax=1), name)
     figure.colorbar(shown, ax=axes, label="share of images in which the pixel is hidden")
+    return figure
+
+
+def gallery(images: Tensor, masks: Tensor, titles: Sequence[str]) -> Figure:
+    """Images (N, 3, H, W) float in [0, 1], one a column, with what their masks (N, H, W) bool leave of them."""
+    figure = _rows([("image", images, {}), ("masked", images.masked_fill(masks[:, None], 0), {})])
+    for axis, title in zip(figure.axes, titles, strict=False):
+        axis.set_title(title, fontsize=10)
     return figure
 
 

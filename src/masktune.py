@@ -23,11 +23,12 @@ def hottest(heatmaps: Tensor, k: float = 2.0) -> Tensor:
     Raises:
         ValueError: a map is not finite.
     """
-    if not heatmaps.isfinite().all():
+    total = heatmaps.sum((1, 2), keepdim=True)
+    if not total.isfinite().all():
         raise ValueError("heat maps hold NaN or infinity; the weights or the images that they came from are not finite")
     positive = heatmaps > 0
     count = positive.sum((1, 2), keepdim=True).clamp(min=1)
-    mean = heatmaps.sum((1, 2), keepdim=True) / count
+    mean = total / count
     variance = ((heatmaps - mean) ** 2 * positive).sum((1, 2), keepdim=True) / count
     return positive & (heatmaps > mean + k * variance.sqrt())
 
@@ -69,8 +70,8 @@ def random_masks(n: int, side: int, seed: int, epoch: int, device: torch.device 
     return masks
 
 
-def masktune(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int, k: float = 2.0,
-             accumulate: bool = False, **options: object) -> tuple[float, float]:
+def masktune_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int,
+                   k: float = 2.0, accumulate: bool = False, **options: object) -> tuple[float, float]:
     """Run one iteration of MaskTune: masks by the model as it stands, then exactly one epoch on the masked images.
 
     The model and the optimizer go on from where ERM left them. `images` (N, 3, H, W) uint8 are those that ERM was
@@ -82,9 +83,9 @@ def masktune(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_s
     return train_epoch(state, images, labels, masks=state.masks, lr=lr, batch_size=batch_size, seed=seed, **options)
 
 
-def randmask(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int,
-             **options: object) -> tuple[float, float]:
-    """The paper's control: the same epoch with masks in random places. Arguments and result are those of `masktune`."""
+def randmask_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int,
+                   **options: object) -> tuple[float, float]:
+    """Run the paper's control: the same epoch, with masks in random places; arguments as of `masktune_epoch`."""
     if state.masked_epoch != state.epoch:
         state.mask(random_masks(len(images), images.shape[-1], seed, state.epoch, images.device))
     return train_epoch(state, images, labels, masks=state.masks, lr=lr, batch_size=batch_size, seed=seed, **options)

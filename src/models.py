@@ -1,5 +1,7 @@
 """The classifiers. Each takes images (B, 3, H, W) as float in [0, 1] and names its saliency layer."""
 
+from collections.abc import Sequence
+
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -57,6 +59,37 @@ class ResNet50(nn.Module):
     def saliency_layer(self) -> nn.Module:
         """The last residual block: (B, 2048, H / 32, W / 32)."""
         return self.model.layer4[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model((images - self.mean) / self.std)
+
+
+class Classifier(nn.Module):
+    """Any classifier as the method wants it: images (B, 3, H, W) in [0, 1] in, its saliency layer named.
+
+    Args:
+        model: takes (B, 3, H, W), gives (B, classes) logits. It is wrapped, not copied.
+        layer: the name of the module whose (B, K, h, w) output is explained, as in `model.named_modules()`; usually the
+            last convolutional block, such as "layer4" of a torchvision ResNet or "features" of a MobileNet.
+        mean, std: of each channel, for a model that wants normalised images; it is not normalised here if not given.
+
+    Raises:
+        ValueError: the model has no such layer; the message lists those that it has.
+    """
+
+    def __init__(self, model: nn.Module, layer: str, mean: Sequence[float] = (0, 0, 0),
+                 std: Sequence[float] = (1, 1, 1)) -> None:
+        super().__init__()
+        names = [name for name, _ in model.named_modules() if name]
+        if layer not in names:
+            raise ValueError(f"{type(model).__name__} has no layer {layer!r}; it has {', '.join(names)}")
+        self.model, self.layer = model, layer
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
+
+    @property
+    def saliency_layer(self) -> nn.Module:
+        return self.model.get_submodule(self.layer)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model((images - self.mean) / self.std)

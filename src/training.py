@@ -71,8 +71,8 @@ def pixels(images: Tensor, masks: Tensor | None = None) -> Tensor:
 
     masks: (B, H, W) bool, True = hidden.
     """
-    images = images.to(torch.float32, memory_format=torch.channels_last) / 255
-    return images if masks is None else images.masked_fill(masks[:, None], 0)
+    floats = images.to(torch.float32, memory_format=torch.channels_last, copy=True).div_(255)
+    return floats if masks is None else floats.masked_fill_(masks[:, None], 0)
 
 
 def sgd(model: nn.Module, momentum: float, weight_decay: float) -> torch.optim.SGD:

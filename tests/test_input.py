@@ -11,7 +11,7 @@ from torch import nn
 from src import experiments
 from src.datasets import SpuriousDigits
 from src.experiments import Erm, FineTune, new_model
-from src.masktune import find_masks, hottest, masktune
+from src.masktune import find_masks, hottest, masktune_epoch
 from src.models import ResNet50, SmallCNN
 from src.saliency import xgradcam
 from src.seeding import generator
@@ -42,7 +42,7 @@ WRONG_IMAGES = [
 @pytest.mark.parametrize(("images", "kind", "message"), WRONG_IMAGES)
 @pytest.mark.parametrize("use", [
     lambda state, images: train_epoch(state, images, LABELS, lr=0.01, batch_size=4, seed=0),
-    lambda state, images: masktune(state, images, LABELS, lr=0.01, batch_size=4, seed=0),
+    lambda state, images: masktune_epoch(state, images, LABELS, lr=0.01, batch_size=4, seed=0),
     lambda state, images: find_masks(state.model, images),
     lambda state, images: infer(state.model, images)], ids=["train_epoch", "masktune", "find_masks", "infer"])
 def test_images(images, kind, message, use):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from src.masks import Masks
-from src.masktune import find_masks, hottest, masktune, random_masks
+from src.masktune import find_masks, hottest, masktune_epoch, random_masks
 from src.state import State
 from src.training import infer, pixels, sgd, train_epoch
 
@@ -55,8 +55,8 @@ def test_masks_belong_to_the_images_that_erm_saw(run, train, monkeypatch, settin
     from src import experiments
 
     seen = []
-    monkeypatch.setattr(experiments, "masktune", lambda state, images, labels, **options: (
-        seen.append((images, labels)) or masktune(state, images, labels, **options)))
+    monkeypatch.setattr(experiments, "masktune_epoch", lambda state, images, labels, **options: (
+        seen.append((images, labels)) or masktune_epoch(state, images, labels, **options)))
     monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
     state = experiments.run_finetune(setting, 0, run.erm)
     images, labels = seen[0]
@@ -116,8 +116,8 @@ def test_the_fine_tune_starts_from_erm_and_does_not_change_it(run, train, settin
     model = copy.deepcopy(run.erm.model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
     optimizer.load_state_dict(copy.deepcopy(run.erm.optimizer.state_dict()))
-    masktune(State(model, optimizer, epoch=setting.erm.epochs), train.images, train.labels, lr=0.01,
-             batch_size=setting.erm.batch_size, seed=0)
+    masktune_epoch(State(model, optimizer, epoch=setting.erm.epochs), train.images, train.labels, lr=0.01,
+                   batch_size=setting.erm.batch_size, seed=0)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, run.masktune.model.state_dict()[name], rtol=1e-4, atol=1e-5)
     assert run.erm.digest() == digest

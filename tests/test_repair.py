@@ -1,0 +1,165 @@
+"""MaskTune on models and images that are not ours."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+from src.datasets import SpuriousDigits
+from src.datasets.images import fit, load_dataset, load_folder, save_folder
+from src.masktune import find_masks
+from src.models import Classifier, SmallCNN
+from src.repair import masktune
+from src.state import State
+from src.training import sgd, train_epoch
+from tests.miniature import make_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    make_folder(root / "train", n=20, stamped={"cross": 0.0, "disc": 1.0})
+    make_folder(root / "test", n=10, stamped={"cross": 1.0, "disc": 0.0})
+    return root
+
+
+@pytest.fixture(scope="module")
+def train(folder):
+    return load_folder(folder / "train", side=64)
+
+
+def test_a_folder_is_decoded_once_into_bytes(folder, train):
+    assert train.images.shape == (40, 3, 64, 64)
+    assert train.images.dtype == torch.uint8
+    assert train.classes == ("cross", "disc")
+    assert train.labels.tolist() == [0] * 20 + [1] * 20
+    with Image.open(folder / "train" / "disc" / "00003.jpg") as image:
+        assert torch.equal(train.images[23], fit(image, 64))
+    stamp = train.images[:, :, 58, 55].float()  # inside the bar: yellow
+    assert (stamp[20:, 0] > 200).all()
+    assert (stamp[20:, 2] < 90).all()
+    assert not ((stamp[:20, 0] > 200) & (stamp[:20, 2] < 90)).any()
+
+
+@pytest.mark.parametrize(("make", "layer"), [
+    (torchvision.models.resnet18, "layer4"), (torchvision.models.mobilenet_v3_small, "features"),
+    (torchvision.models.squeezenet1_1, "features")])
+def test_classifiers_of_torchvision(make, layer, train, folder):
+    torch.manual_seed(0)
+    model = make(num_classes=2)
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    test = load_folder(folder / "test", side=64, classes=train.classes)
+    repaired, report = masktune(model, train, layer=layer, lr=0.01, batch_size=16, tests={"test": test})
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert type(repaired) is type(model)
+    assert repaired is not model
+    assert any(not torch.equal(before[name], value) for name, value in repaired.state_dict().items())
+    assert torch.equal(report.masks[:], find_masks(Classifier(model, layer), train.images)[:])
+    assert report.hidden == report.masks.share()
+    assert report.mean_masks.shape == (2, 64, 64)
+    torch.testing.assert_close(report.mean_masks[1], report.masks[:][20:].float().mean(0))
+    assert report.before.keys() == report.after.keys() == {"train", "test"}
+    assert "of the pixels hidden" in str(report)
+
+
+def test_batchnorm_moves_by_one_epoch_and_the_same_seed_repairs_alike(train):
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=2)
+    first, second = (masktune(model, train, layer="layer4", lr=0.01, batch_size=16)[0] for _ in range(2))
+    assert first.bn1.num_batches_tracked == 3  # 40 images in batches of 16
+    assert all(torch.equal(one, two) for one, two in zip(first.state_dict().values(), second.state_dict().values(),
+                                                         strict=True))
+
+
+def test_normalisation_is_the_models_first_layer(train):
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=2).eval()
+    wrapped = Classifier(model, "layer4", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)).eval()
+    pixels = train.images[:2] / 255
+    by_hand = torchvision.transforms.functional.normalize(pixels, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    torch.testing.assert_close(wrapped(pixels), model(by_hand), rtol=1e-4, atol=1e-4)
+
+
+def test_wrong_layers_are_named(train):
+    model = torchvision.models.resnet18(num_classes=2)
+    with pytest.raises(ValueError, match=r"ResNet has no layer 'layer9'; it has conv1, bn1"):
+        masktune(model, train, layer="layer9", lr=0.01)
+    with pytest.raises(ValueError, match=r"gave no \(B, K, h, w\) output"):
+        masktune(model, train, layer="fc", lr=0.01)
+    with pytest.raises(ValueError, match=r"labels lie in 0..1; the model has 1 classes"):
+        masktune(torchvision.models.resnet18(num_classes=1), train, layer="layer4", lr=0.01)
+    with pytest.raises(ValueError, match="iterations=0"):
+        masktune(model, train, layer="layer4", lr=0.01, iterations=0)
+
+
+def test_data_sets_of_torch(train):
+    items = [(train.images[i] / 255, int(train.labels[i]), int(i % 3)) for i in range(40)]
+    loaded = load_dataset(items, side=64)
+    assert torch.equal(loaded.images, train.images)
+    assert torch.equal(loaded.labels, train.labels)
+    assert loaded.groups.tolist() == [i % 3 for i in range(40)]
+    pictures = load_dataset([(Image.new("L", (30, 50), 7), 0), (Image.new("CMYK", (80, 20)), 1)], side=16)
+    assert pictures.images.shape == (2, 3, 16, 16)
+    assert (pictures.images[0] == 7).all()
+    assert pictures.groups is None
+    _, report = masktune(Flat(), loaded, layer="0", lr=0.01, batch_size=16)
+    assert report.before["train"].groups.keys() == {0, 1, 2}
+
+
+class Flat(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize(("items", "message"), [
+    ([], "must have items"), ([(torch.zeros(3, 9, 9), 0), (torch.zeros(3, 9, 9), 1, 2)], "all of them"),
+    ([(torch.full((3, 9, 9), 2.0), 0)], r"item 0 .*leaves \[0, 1\]"), ([(torch.zeros(9, 9), 0)], r"item 0 .*\(9, 9\)"),
+    ([(torch.zeros(3, 9, 9).long(), 0)], "item 0 .*torch.int64"), ([("a.jpg", 0)], "item 0 .*is a str"),
+    ([(torch.zeros(3, 9, 9), "cat")], "item 0 .*invalid literal")])
+def test_wrong_items_are_named(items, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        load_dataset(items, side=8)
+
+
+def test_hostile_folders(folder, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError):
+        load_folder(tmp_path, side=8)
+    with pytest.raises(ValueError, match=r"has the classes cross, disc; cat, dog are wanted"):
+        load_folder(folder / "test", side=8, classes=("cat", "dog"))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (20, 20)).save(tmp_path / name / "1.jpg")
+    good = (tmp_path / "a" / "1.jpg").read_bytes()
+    for content in (b"", b"text", good[:len(good) // 2]):
+        (tmp_path / "b" / "2.jpg").write_bytes(content)
+        with pytest.raises(ValueError, match=r"2\.jpg is not a readable image"):
+            load_folder(tmp_path, side=8)
+    (tmp_path / "b" / "2.jpg").write_bytes(good)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # a bomb is one of more than twice as many
+    with pytest.raises(ValueError, match=r"1\.jpg is not a readable image"):
+        load_folder(tmp_path, side=8)
+
+
+def test_a_shortcut_is_found_and_repaired(tmp_path):
+    """A network of our own on the digits, as PNG files: the mean mask shows the square, and the repair holds."""
+    made = {"train": SpuriousDigits(train=True), "lie": SpuriousDigits(train=False, test_set="malicious")}
+    for name, data in made.items():
+        save_folder(tmp_path / name, data.images, data.labels, ("low", "high"))
+    train, lie = (load_folder(tmp_path / name, side=28) for name in made)
+    assert sorted(train.classes) == ["high", "low"]
+    torch.manual_seed(0)
+    model = nn.Sequential(*SmallCNN().backbone[:13], nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 2))
+    state = State(Classifier(model, "12"), sgd(model, 0.9, 1e-4))
+    for _ in range(6):
+        state.finish_epoch(loss=train_epoch(state, train.images, train.labels, lr=0.01, batch_size=32, seed=0)[0])
+    _, report = masktune(model, train, layer="12", lr=0.01, batch_size=32, tests={"lie": lie})
+    low = train.classes.index("low")
+    assert report.mean_masks[low, :4, :4].mean() > 0.9
+    assert report.mean_masks[1 - low, :4, :4].mean() < 0.1
+    assert report.after["lie"].average > report.before["lie"].average + 0.2
+    assert report.before_on_masked.average < report.before["train"].average
