@@ -24,7 +24,10 @@ BATCH = {"SmallCNN": 128, "ResNet50": 32}
 
 
 def measure(name: str, n: int, side: int) -> dict:
-    """Seconds and peak memory of the masks of n images and of one epoch on them, after a warm-up."""
+    """Seconds of the masks of n images and of one epoch on them, and the MB that they take beyond a warm-up of two batches.
+
+    So the memory of a batch is not counted, and what grows with n is.
+    """
     prepare()
     draw = generator(0, "scale")
     images = torch.randint(256, (n, 3, side, side), dtype=torch.uint8, generator=draw).to(best_device())

@@ -18,6 +18,8 @@ class SmallCNN(nn.Module):
     Parameter names and order are those of the official code, so weights published by it load strictly.
     """
 
+    runs_in_sequence = True  # so that `folded` may fold BatchNorm into the convolutions
+
     def __init__(self, num_classes: int = 2) -> None:
         super().__init__()
         self.backbone = nn.Sequential(

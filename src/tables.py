@@ -129,7 +129,7 @@ def benchmark(result: dict) -> str:
 def scale(result: dict) -> str:
     """Time and memory against the number and the size of images: the constants should stay the same down the rows."""
     return markdown(["model", "images", "side", "masks, ms/image", "epoch, ms/image", "masks, ns/pixel",
-                     "epoch, ns/pixel", "images, MB", "peak over them, MB"], [
+                     "epoch, ns/pixel", "images, MB", "more than the warm-up, MB"], [
         [row["model"], f"{row['images']:,}", row["side"], f"{1e3 * row['masks_s'] / row['images']:.2f}",
          f"{1e3 * row['epoch_s'] / row['images']:.2f}",
          *(f"{1e9 * row[key] / row['images'] / row['side'] ** 2:,.0f}" for key in ("masks_s", "epoch_s")),

@@ -156,11 +156,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """A copy for inference in eval mode, with each BatchNorm folded into the layer before it; the model if it has none.
+    """A copy for inference in eval mode, with each BatchNorm folded into the layer before it.
 
-    Only inside nn.Sequential is the order of layers known; other BatchNorms stay as they are. The saliency layer is
-    never touched, so that heat maps are those of the model.
+    Only of a model that says by `runs_in_sequence` that its nn.Sequentials are run from first to last: the order of
+    layers is known then. Any other is returned as it is. The saliency layer is never touched, so that heat maps are
+    those of the model.
     """
+    if not getattr(model, "runs_in_sequence", False):
+        return model
     kinds = ((nn.Conv2d, nn.BatchNorm2d, fuse_conv_bn_eval), (nn.Linear, nn.BatchNorm1d, fuse_linear_bn_eval))
 
     def foldable(model: nn.Module) -> Iterator[tuple[nn.Sequential, int, Callable]]:
@@ -171,8 +174,6 @@ def folded(model: nn.Module) -> nn.Module:
                     if type(first) is layer and type(second) is norm and kept not in (first, second):
                         yield part, i, fuse
 
-    if not any(foldable(model)):
-        return model
     model = copy.deepcopy(model).eval()
     for part, i, fuse in list(foldable(model)):
         part[i], part[i + 1] = fuse(part[i], part[i + 1]), nn.Identity()

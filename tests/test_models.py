@@ -85,6 +85,8 @@ def test_folded_batchnorm_gives_the_same_logits_and_touches_nothing(run, train):
 class OwnLayer(nn.Sequential):
     """A classifier whose heat map is that of a convolution with BatchNorm behind it."""
 
+    runs_in_sequence = True
+
     @property
     def saliency_layer(self) -> nn.Module:
         return self[0]
@@ -92,5 +94,10 @@ class OwnLayer(nn.Sequential):
 
 def test_a_saliency_layer_is_never_folded():
     model = OwnLayer(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 2))
-    assert folded(model) is model
+    assert isinstance(folded(model)[1], nn.BatchNorm2d)
     assert find_masks(model, torch.randint(256, (5, 3, 28, 28), dtype=torch.uint8)).shape == (5, 28, 28)
+
+
+def test_a_model_that_promises_no_order_is_not_folded():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    assert folded(model) is model

@@ -76,7 +76,7 @@ def test_checkpoints_are_small():
 
 def test_the_notebook_runs_from_nothing_on_the_digits_though_it_is_killed(tmp_path):
     """In a copy without data and checkpoints, as the README's command does it; first killed in its first setting."""
-    for name in ("src", "README.ipynb"):
+    for name in ("src", "results", "README.ipynb"):
         source = REPOSITORY / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     command = dict(args=[sys.executable, "-m", "src.notebook", "executed/README.ipynb"], cwd=tmp_path, text=True,
