@@ -24,7 +24,7 @@ BATCH = {"SmallCNN": 128, "ResNet50": 32}
 
 
 def measure(name: str, n: int, side: int) -> dict:
-    """Seconds of the masks of n images and of one epoch on them, and the MB that they take beyond a warm-up of two batches.
+    """Seconds of the masks of n images and of one epoch on them, and the MB beyond those of a warm-up of two batches.
 
     So the memory of a batch is not counted, and what grows with n is.
     """
