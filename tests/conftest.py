@@ -1,5 +1,6 @@
 """What the tests share: one small experiment on scikit-learn's digits, trained once, and MNIST where it is present."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from src.datasets.mnist import ensure_mnist
 from src.training import prepare
 
 REPOSITORY = Path(__file__).parents[1]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
 prepare()
 
 

@@ -31,6 +31,7 @@ context.set_forkserver_preload(["tests.harness"])
 
 def train(folder: Path, ready: Connection, fault: str | None = None, write: int = 0) -> None:
     """ERM, RandMask and MaskTune with two iterations, saved at every 3rd step; killed at a write's fault, if named."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
     prepare()
     torch.set_num_threads(1)
     sys.stdout = (folder / "log").open("a", buffering=1)
