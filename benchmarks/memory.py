@@ -1,5 +1,8 @@
-"""Peak memory of a piece of a program."""
+"""Peak memory of a piece of a program, and a process of its own for it."""
 
+import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -42,3 +45,9 @@ def resident() -> float:
             continue
         total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total * 1024 / 1e6
+
+
+def in_own_process(module: str, *arguments: str) -> dict:
+    """Run a module in a new process, where nothing was allocated before; return its last line, which is JSON."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.rstrip().split("\n")[-1])

@@ -2,14 +2,12 @@
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
 
-from benchmarks.memory import Memory
+from benchmarks.memory import Memory, in_own_process
 from src import tables
 from src.checkpoint import write_whole
 from src.experiments import new_model
@@ -58,9 +56,7 @@ def main() -> None:
         return
     rows = []
     for case in range(len(CASES)):
-        done = subprocess.run([sys.executable, "-m", "benchmarks.scale", "--case", str(case)], check=True,
-                              stdout=subprocess.PIPE, text=True)
-        rows.append(json.loads(done.stdout.split("\n")[-2]))
+        rows.append(in_own_process("benchmarks.scale", "--case", str(case)))
         print(rows[-1], flush=True)
     result = {"made_with": environment(), "rows": rows}
     write_whole(arguments.output, (json.dumps(result, indent=1) + "\n").encode())

@@ -6,7 +6,6 @@ each image anew, the grad-cam library on NumPy, an optimizer that is not fused, 
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_tensor
 
-from benchmarks.memory import Memory
+from benchmarks.memory import Memory, in_own_process
 from src import figures
 from src.checkpoint import write_whole
 from src.datasets import SQUARE, SpuriousMNIST
@@ -217,11 +216,7 @@ def main() -> None:
         print(json.dumps(peak_memory(arguments.root, arguments.memory, *common)))
         return
     rows = measure(arguments.root, arguments.images, arguments.repeats, arguments.workers, arguments.precision)
-    memory = {}
-    for side in ("usual", "ours"):
-        done = subprocess.run([sys.executable, "-m", "benchmarks.speed", *sys.argv[1:], "--memory", side], check=True,
-                              stdout=subprocess.PIPE, text=True)
-        memory[side] = json.loads(done.stdout.split("\n")[-2])
+    memory = {side: in_own_process("benchmarks.speed", *sys.argv[1:], "--memory", side) for side in ("usual", "ours")}
     result = {"made_with": environment(), "batch_size": BATCH, "workers": arguments.workers,
               "precision": arguments.precision, "repeats": arguments.repeats, "tasks": rows, "peak_memory_mb": memory,
               "convolution_share": convolution_share(arguments.root)}

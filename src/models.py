@@ -43,29 +43,6 @@ class SmallCNN(nn.Module):
         return self.linear(self.backbone[7:](features))
 
 
-class ResNet50(nn.Module):
-    """torchvision's ResNet-50: (B, 3, H, W) in [0, 1] -> (B, num_classes) logits. Normalisation is its first layer.
-
-    Args:
-        weights: a torchvision weights name such as "IMAGENET1K_V1", downloaded once; None for random weights.
-    """
-
-    def __init__(self, num_classes: int = 2, weights: str | None = None) -> None:
-        super().__init__()
-        self.model = torchvision.models.resnet50(weights=weights)
-        self.model.fc = nn.Linear(self.model.fc.in_features, num_classes)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)  # ImageNet
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
-
-    @property
-    def saliency_layer(self) -> nn.Module:
-        """The last residual block: (B, 2048, H / 32, W / 32)."""
-        return self.model.layer4[-1]
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model((images - self.mean) / self.std)
-
-
 class Classifier(nn.Module):
     """Any classifier as the method wants it: images (B, 3, H, W) in [0, 1] in, its saliency layer named.
 
@@ -95,3 +72,18 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model((images - self.mean) / self.std)
+
+
+class ResNet50(Classifier):
+    """torchvision's ResNet-50: (B, 3, H, W) in [0, 1] -> (B, num_classes) logits. Normalisation is its first layer.
+
+    Its saliency layer is the last residual block: (B, 2048, H / 32, W / 32).
+
+    Args:
+        weights: a torchvision weights name such as "IMAGENET1K_V1", downloaded once; None for random weights.
+    """
+
+    def __init__(self, num_classes: int = 2, weights: str | None = None) -> None:
+        model = torchvision.models.resnet50(weights=weights)
+        model.fc = nn.Linear(model.fc.in_features, num_classes)
+        super().__init__(model, "layer4.2", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # ImageNet's

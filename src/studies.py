@@ -10,6 +10,7 @@ from src.checkpoint import write_whole
 from src.datasets import SQUARE
 from src.experiments import Run, load_data, predict, start_finetune
 from src.masktune import find_masks
+from src.metrics import score
 from src.training import best_device, environment, train_epoch
 
 RESULTS = Path("results")
@@ -61,7 +62,7 @@ def order_study(runs: list[Run], tests: dict) -> list[dict]:
         state.epoch += condition["order"]  # the order of the samples follows the epoch's number
         train_epoch(state, images, labels, masks=masks, lr=setting.finetune.lr, batch_size=setting.erm.batch_size,
                     seed=run.seed)
-        accuracies = {name: (guesses[0] == tests[name].labels).double().mean().item()
+        accuracies = {name: score(guesses[0], tests[name].labels, tests[name].groups).average
                       for name, guesses in predict([state], tests).items()}
         return {"partly_visible": int((~corner).any(2).any(1).sum()), **accuracies}
 
