@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.memory import Memory, in_own_process
 from src import tables
-from src.checkpoint import write_whole
 from src.experiments import new_model
+from src.files import write_whole
 from src.masktune import find_masks
 from src.seeding import generator
 from src.state import State

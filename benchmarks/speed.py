@@ -25,16 +25,19 @@ from torchvision.transforms.functional import to_tensor
 
 from benchmarks.memory import Memory, in_own_process
 from src import figures
-from src.checkpoint import write_whole
 from src.datasets import SQUARE, SpuriousMNIST
-from src.experiments import MNIST, new_model, run_erm
+from src.experiments import new_model, run_erm
+from src.files import write_whole
 from src.masks import Masks
 from src.masktune import find_masks
+from src.recipes import MNIST
+from src.seeding import generator
 from src.state import State
 from src.tables import benchmark as as_table
 from src.training import best_device, environment, epoch_batches, infer, keep_freed_memory, prepare, sgd, train_epoch
 
 BATCH, LR, MOMENTUM, WEIGHT_DECAY = 128, 0.01, 0.9, 1e-4
+PICTURES, PICTURE_BATCH = 64, 32  # synthetic photographs of 224 pixels a side, for ResNet50
 BLUE = (0, 0, 255)
 
 
@@ -87,10 +90,12 @@ class Usual:
             total += loss.item() * len(labels)
         return total / self.n
 
-    def find_masks(self, model: nn.Module) -> np.ndarray:
+    def find_masks(self, model: nn.Module, pictures: Tensor | None = None) -> np.ndarray:
         masks = []
+        batches = (images for images, _ in self.batches(shuffled=False)) if pictures is None else (
+            images / 255 for images in pictures.split(PICTURE_BATCH))
         with XGradCAM(model=model, target_layers=[model.saliency_layer]) as cam:
-            for images, _ in self.batches(shuffled=False):
+            for images in batches:
                 for heat in cam(input_tensor=images, targets=None):
                     hot = heat[heat > 0]
                     masks.append(heat > hot.mean() + 2 * hot.std() if len(hot) else np.zeros_like(heat, dtype=bool))
@@ -107,17 +112,18 @@ class Usual:
 class Ours:
     """The same four tasks by this project's functions."""
 
-    def __init__(self, data: SpuriousMNIST, tests: SpuriousMNIST, n: int, precision: str) -> None:
+    def __init__(self, data: SpuriousMNIST, tests: SpuriousMNIST, n: int) -> None:
         self.images, self.labels = (tensor[:n].to(best_device()) for tensor in (data.images, data.labels))
         self.tests, self.test_labels = tests.images.to(best_device()), tests.labels.to(best_device())
-        self.precision = precision
 
-    def epoch(self, model: nn.Module, masks: Masks | None = None) -> float:
+    def epoch(self, model: nn.Module, masks: Masks | None = None, precision: str = "fp32") -> float:
         state = State(model, sgd(model, MOMENTUM, WEIGHT_DECAY))
         return train_epoch(state, self.images, self.labels, masks=masks, lr=LR, batch_size=BATCH, seed=0,
-                           precision=self.precision)[0]
+                           precision=precision)[0]
 
-    def find_masks(self, model: nn.Module) -> Masks:
+    def find_masks(self, model: nn.Module, pictures: Tensor | None = None) -> Masks:
+        if pictures is not None:
+            return find_masks(model, pictures, batch_size=PICTURE_BATCH)
         return find_masks(model, self.images)
 
     def evaluate(self, model: nn.Module) -> float:
@@ -133,19 +139,25 @@ def timed(task: Callable, *arguments: object) -> tuple[float, object]:
     return time.perf_counter() - begun, result
 
 
-def measure(root: Path, n: int, repeats: int, workers: int, precision: str) -> list[dict]:
+def measure(root: Path, n: int, repeats: int, workers: int) -> list[dict]:
     """Each task by both, in turn, after a warm-up; every time in seconds, and what shows that the results agree."""
     setting = MNIST[1]
     data = SpuriousMNIST(root, train=True, mix_order=setting.erm.mix_order)
     tests = SpuriousMNIST(root, train=False, test_set="raw")
     trained = run_erm(setting, 0).model
     few = 10 * BATCH
-    for side in (Usual(root, data, tests, few, workers), Ours(data, tests, few, precision)):  # warm-up
+    for side in (Usual(root, data, tests, few, workers), Ours(data, tests, few)):  # warm-up
         side.epoch(new_model(0))
         side.find_masks(trained)
-    sides = {"usual": Usual(root, data, tests, n, workers), "ours": Ours(data, tests, n, precision)}
+    sides = {"usual": Usual(root, data, tests, n, workers), "ours": Ours(data, tests, n)}
     masks = {name: side.find_masks(trained) for name, side in sides.items()}
-    agree = (torch.from_numpy(masks["usual"]) == masks["ours"][:].cpu()).double().mean().item()
+    resnet = new_model(0, "ResNet50")
+    pictures = torch.randint(256, (PICTURES, 3, 224, 224), dtype=torch.uint8, generator=generator(0, "pictures"))
+    pictures = pictures.to(best_device())
+    picture_masks = {name: side.find_masks(resnet, pictures) for name, side in sides.items()}
+
+    def agreement(found: dict) -> float:
+        return (torch.from_numpy(found["usual"]) == found["ours"][:].cpu()).double().mean().item()
 
     def row(task: str, images: int, run: Callable, check: str, judge: Callable) -> dict:
         seconds, checks = {name: [] for name in sides}, {}
@@ -162,11 +174,15 @@ def measure(root: Path, n: int, repeats: int, workers: int, precision: str) -> l
     def accuracy(_: object, model: nn.Module) -> float:
         return sides["ours"].evaluate(model)
 
-    after = "accuracy on raw after it"
+    after, agree = "accuracy on raw after it", "share of pixels on which the masks agree"
     return [
         row("ERM, one epoch", n, lambda _, side, model: side.epoch(model), after, accuracy),
-        row("heat maps and masks", n, lambda _, side, model: side.find_masks(trained),
-            "share of pixels on which the masks agree", lambda *_: agree),
+        row("the same, ours in bf16", n, lambda name, side, model: side.epoch(
+            model, **({"precision": "bf16"} if name == "ours" else {})), after, accuracy),
+        row("heat maps and masks", n, lambda _, side, model: side.find_masks(trained), agree,
+            lambda *_: agreement(masks)),
+        row("the same, ResNet50", PICTURES, lambda _, side, model: side.find_masks(resnet, pictures), agree,
+            lambda *_: agreement(picture_masks)),
         row("fine-tune, one epoch", n, lambda name, side, model: side.epoch(model, masks[name]), after, accuracy),
         row("evaluation", len(tests), lambda _, side, model: side.evaluate(trained), "accuracy on raw",
             lambda result, _: result),
@@ -175,7 +191,7 @@ def measure(root: Path, n: int, repeats: int, workers: int, precision: str) -> l
 
 def convolution_share(root: Path) -> float:
     """The share of our training steps' time that convolutions take, forward and backward (PyTorch's profiler, CPU)."""
-    ours = Ours(SpuriousMNIST(root, train=True), SpuriousMNIST(root, train=False, test_set="raw"), 20 * BATCH, "fp32")
+    ours = Ours(SpuriousMNIST(root, train=True), SpuriousMNIST(root, train=False, test_set="raw"), 20 * BATCH)
     ours.epoch(new_model(0))
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         ours.epoch(new_model(0))
@@ -193,7 +209,7 @@ def peak_memory(root: Path, side: str, n: int, workers: int) -> dict:
     infer(model, tests.images[:BATCH])  # what the libraries load at first use is not counted
     keep_freed_memory(side == "ours")
     with Memory() as memory:
-        task = Usual(root, data, tests, n, workers) if side == "usual" else Ours(data, tests, n, "fp32")
+        task = Usual(root, data, tests, n, workers) if side == "usual" else Ours(data, tests, n)
         task.epoch(model)
         task.epoch(model, task.find_masks(model))
         task.evaluate(model)
@@ -205,7 +221,6 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60_000, help="of the training set (default: all)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="of the usual pipeline's DataLoader")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our training steps")
     parser.add_argument("--root", type=Path, default=Path("data"), help="the folder with MNIST")
     parser.add_argument("--output", type=Path, default=Path("results/speed.json"))
     parser.add_argument("--memory", choices=("usual", "ours"), help=argparse.SUPPRESS)  # a process of its own
@@ -215,10 +230,10 @@ def main() -> None:
     if arguments.memory:
         print(json.dumps(peak_memory(arguments.root, arguments.memory, *common)))
         return
-    rows = measure(arguments.root, arguments.images, arguments.repeats, arguments.workers, arguments.precision)
+    rows = measure(arguments.root, arguments.images, arguments.repeats, arguments.workers)
     memory = {side: in_own_process("benchmarks.speed", *sys.argv[1:], "--memory", side) for side in ("usual", "ours")}
     result = {"made_with": environment(), "batch_size": BATCH, "workers": arguments.workers,
-              "precision": arguments.precision, "repeats": arguments.repeats, "tasks": rows, "peak_memory_mb": memory,
+              "repeats": arguments.repeats, "tasks": rows, "peak_memory_mb": memory,
               "convolution_share": convolution_share(arguments.root)}
     write_whole(arguments.output, (json.dumps(result, indent=1) + "\n").encode())
     print(as_table(result))

@@ -2,19 +2,18 @@
 
 import hashlib
 import io
-import os
 import platform
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from src import parallel
+from src.files import locked, write_whole
 from src.interrupts import sigterm_exits, uninterrupted
 from src.masks import Masks
 from src.state import State, digest
@@ -40,7 +39,8 @@ def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State
     """Bring a stage to its last epoch and return it; say in one line whether it is loaded, continued or started.
 
     It is saved every 5 epochs, at the end, and when Ctrl-C or SIGTERM stops it. What only a stage with parents needs
-    to continue (optimizer, masks) is left out of its finished file. Of two processes at one stage, the second waits.
+    to continue (optimizer, masks) is left out of its finished file. Of two processes at one stage, the second waits;
+    those that torchrun started together work at it together, and the first of them writes.
 
     Args:
         config: everything that the result depends on, as plain numbers and strings.
@@ -56,13 +56,17 @@ def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State
         FloatingPointError: the loss or the weights are no longer finite; the file on disk is from before.
     """
     name = f"{path.parent.name}/{path.stem}"
+    leads = parallel.rank() == 0  # the process that prints and writes
+    say = print if leads else lambda _: None
     state = fresh()
     found = _resume(state, path, config, epochs)
-    if state.epoch == epochs:
-        print(f"{name}: {found}")
+    if parallel.total(torch.tensor(state.epoch == epochs, dtype=torch.int)) == parallel.world():  # all saw it finished
+        say(f"{name}: {found}")
         return state
 
     def save() -> None:
+        if not leads:
+            return
         with uninterrupted():
             state.check_finite()
             _write(path, _pack(state, config, whole=not state.parents or state.epoch < epochs))
@@ -71,13 +75,15 @@ def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State
         if save_steps is not None and state.step % save_steps == 0:
             save()
 
-    with _locked(path, name), sigterm_exits():
+    with _locked(path, name) if leads else nullcontext(), sigterm_exits():
+        parallel.wait()  # for the one with the lock
         state = fresh()
         first = state.epoch
-        print(f"{name}: {_resume(state, path, config, epochs)}")  # anew: another process may have gone on until now
+        say(f"{name}: {_resume(state, path, config, epochs)}")  # anew: another process may have gone on until now
+        parallel.wait()  # until all have read the file, before it is written
         try:
             with tqdm(desc=name, initial=state.epoch - first, total=epochs - first, unit="epoch",
-                      disable=state.epoch == epochs) as bar:
+                      disable=state.epoch == epochs or not leads) as bar:
                 while state.epoch < epochs:
                     seen = advance(state, after_step)
                     with uninterrupted():
@@ -87,7 +93,7 @@ def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State
                         save()
         except (KeyboardInterrupt, SystemExit):
             save()
-            print(f"{name}: interrupted after {state.epoch} epochs and {state.step} steps, saved; run again to go on")
+            say(f"{name}: interrupted after {state.epoch} epochs and {state.step} steps, saved; run again to go on")
             raise
     return state
 
@@ -128,7 +134,7 @@ def _restore(state: State, saved: dict, epochs: int) -> None:
     if saved["masks"] is not None:
         state.masks = Masks(saved["masks"]["shape"], saved["masks"]["bits"], device)
     state.epoch, state.step, state.masked_epoch = saved["epoch"], saved["step"], saved["masked_epoch"]
-    state.parents, state.history = saved["parents"], saved["history"]
+    state.parents, state.history, state.best = saved["parents"], saved["history"], saved.get("best")
 
 
 def _pack(state: State, config: dict, whole: bool) -> bytes:
@@ -140,7 +146,7 @@ def _pack(state: State, config: dict, whole: bool) -> bytes:
         "config": config, "parents": parents, "epoch": state.epoch, "step": state.step,
         "model": state.model.state_dict(), "optimizer": state.optimizer.state_dict() if whole else None,
         "losses": state.losses, "correct": state.correct, "masks": masks, "masked_epoch": state.masked_epoch,
-        "history": state.history, "made_with": _made_with(state),
+        "history": state.history, "made_with": _made_with(state), **({"best": state.best} if state.best else {}),
     }, buffer)
     body = buffer.getvalue()
     return body + SEAL + hashlib.sha256(body).hexdigest().encode()
@@ -205,23 +211,13 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _locked(path: Path, name: str) -> Iterator[None]:
-    """Be the only process at a stage, if need be by waiting; clear away what a killed one left behind."""
-    lock = FileLock(path.with_name(f".{path.name}.lock"))  # an empty file that stays; a killed process holds no lock
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Be the only process at a stage; CheckpointError where the folder takes no lock."""
+    with ExitStack() as stack:
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            print(f"{name}: another process is at work on it; waiting")
-            lock.acquire()
-        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-            leftover.unlink()
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    try:
+            stack.enter_context(locked(path, name))
+        except OSError as error:
+            raise _unwritable(path, error) from error
         yield
-    finally:
-        lock.release()
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -234,22 +230,3 @@ def _write(path: Path, content: bytes) -> None:
 def _unwritable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"{path} cannot be written ({error.strerror or error}); what was there before is untouched. "
                            "Free some space or use another folder, and run again")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a whole file or none: a temporary file in the same folder, flushed to disk, then put in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's own mode would keep others from reading it
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)

@@ -12,6 +12,7 @@ HELD = (signal.SIGINT, signal.SIGTERM)
 def uninterrupted() -> Iterator[None]:
     """Hold Ctrl-C and SIGTERM back until the body has run: a training step, or a write, is whole or not begun.
 
+    If the body fails, it is the failure that is raised: nobody may take a half-done step for a whole one, and save it.
     Python handles signals in the main thread only; in another one the body just runs.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -25,8 +26,8 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if noted:
-            signal.raise_signal(noted[0])
+    if noted:
+        signal.raise_signal(noted[0])
 
 
 @contextmanager

@@ -50,6 +50,11 @@ class Masks:
         """Slices that cover all masks, each small enough to unpack."""
         return [slice(start, start + CHUNK) for start in range(0, len(self), CHUNK)]
 
+    def mean(self, chosen: Tensor) -> Tensor:
+        """How often each pixel is hidden in the images chosen, (N,) bool: (H, W) in [0, 1]."""
+        indices = torch.nonzero(chosen).flatten().split(CHUNK)
+        return sum(self[index].sum(0) for index in indices) / chosen.sum()
+
     def share(self) -> float:
         """The share of pixels that are hidden, in [0, 1]."""
         return sum(self[chunk].sum().item() for chunk in self.chunks()) / math.prod(self.shape)

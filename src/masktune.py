@@ -4,12 +4,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from src import parallel
 from src.checks import check_images, check_masks
 from src.masks import Masks
 from src.saliency import xgradcam
 from src.seeding import generator
 from src.state import State
-from src.training import folded, pixels, train_epoch
+from src.training import folded, inference_batch, pixels, train_epoch
 
 RANDOM_SIDES = (2, 14)  # pixels, both ends included; the paper's RandMask
 
@@ -34,7 +35,7 @@ def hottest(heatmaps: Tensor, k: float = 2.0) -> Tensor:
 
 
 def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Masks | None = None,
-               batch_size: int = 250) -> Masks:
+               batch_size: int | None = None) -> Masks:
     """Return what MaskTune hides in each image, by the model's XGradCAM for its predicted class.
 
     images: (N, 3, H, W) uint8; hidden: what earlier iterations hid, stays hidden and is not looked at. The masks are on
@@ -42,14 +43,17 @@ def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Masks |
     """
     check_images(images)
     check_masks(hidden, images)
+    batch_size = batch_size or inference_batch(images)
     device = next(model.parameters()).device
     model = folded(model)
     masks = Masks((len(images), *images.shape[2:]), device=images.device)
-    for start in tqdm(range(0, len(images), batch_size), desc="masks", leave=False, position=0):
+    starts = parallel.share(range(0, len(images), batch_size))
+    for start in tqdm(starts, desc="masks", leave=False, position=0, disable=parallel.rank() > 0):
         batch = slice(start, start + batch_size)
         before = None if hidden is None else hidden[batch].to(device)
         found = hottest(xgradcam(model, pixels(images[batch].to(device), before)), k)
         masks[batch] = found if before is None else found | before
+    parallel.total(masks.bits)  # each process has set its own, all others are 0
     return masks
 
 

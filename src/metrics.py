@@ -25,6 +25,12 @@ def score(predictions: Tensor, labels: Tensor, groups: Tensor) -> Score:
     return Score(correct.mean().item(), {int(g): correct[groups == g].mean().item() for g in groups.unique()})
 
 
+def adjusted_average(accuracies: dict[int, float], train_groups: Tensor) -> float:
+    """The average accuracy of the field: that of each group, weighted by its share in training (Sagawa et al. 2020)."""
+    shares = train_groups.bincount().double() / len(train_groups)
+    return sum(accuracies[group] * share for group, share in enumerate(shares.tolist()) if share > 0)
+
+
 @dataclass(frozen=True)
 class Summary:
     """Mean and sample standard deviation (ddof 1) over n seeds; prints as percent."""

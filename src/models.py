@@ -1,6 +1,7 @@
 """The classifiers. Each takes images (B, 3, H, W) as float in [0, 1] and names its saliency layer."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torchvision
@@ -80,10 +81,44 @@ class ResNet50(Classifier):
     Its saliency layer is the last residual block: (B, 2048, H / 32, W / 32).
 
     Args:
-        weights: a torchvision weights name such as "IMAGENET1K_V1", downloaded once; None for random weights.
+        weights: a torchvision weights name such as "IMAGENET1K_V1", downloaded once; or a file of such weights, with
+            ImageNet's head, which is dropped, or one of num_classes, which is kept; None for random weights.
+
+    Raises:
+        ValueError: an unknown name that is no file either, or a file that is not of a ResNet-50.
+        FileNotFoundError: the weights cannot be downloaded; the message says which file to put where.
     """
 
-    def __init__(self, num_classes: int = 2, weights: str | None = None) -> None:
-        model = torchvision.models.resnet50(weights=weights)
+    def __init__(self, num_classes: int = 2, weights: str | Path | None = None) -> None:
+        model = torchvision.models.resnet50()
         model.fc = nn.Linear(model.fc.in_features, num_classes)
+        if weights is not None:
+            state = _resnet50_weights(weights)
+            if len(state["fc.bias"]) != num_classes:  # ImageNet's thousand classes
+                state |= {"fc.weight": model.fc.weight, "fc.bias": model.fc.bias}
+            model.load_state_dict(state)
         super().__init__(model, "layer4.2", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # ImageNet's
+
+
+def _resnet50_weights(weights: str | Path) -> dict[str, Tensor]:
+    known = torchvision.models.ResNet50_Weights.__members__
+    if weights in known:
+        url = known[weights].url
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        try:
+            return torch.hub.load_state_dict_from_url(url, folder, "cpu", progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:  # no network; a file that is damaged
+            raise FileNotFoundError(f"ResNet50: the weights {weights} are not at hand ({error}); get {url} and put it "
+                                    f"into {folder}, or name the file as weights=") from error
+    if not Path(weights).is_file():
+        raise ValueError(f"weights={str(weights)!r} is neither a file nor one of {', '.join(known)}")
+    try:
+        state = dict(torch.load(weights, map_location="cpu", weights_only=True))
+        wanted = {name: value.shape for name, value in torchvision.models.resnet50().state_dict().items()}
+        for name, shape in wanted.items():
+            if not name.startswith("fc.") and state[name].shape != shape:
+                raise ValueError(f"{name} is {tuple(state[name].shape)}")
+        return state
+    except Exception as error:  # any file can be named
+        raise ValueError(f"{weights} holds no weights of torchvision's ResNet-50 ({type(error).__name__}: "
+                         f"{str(error).splitlines()[0]})") from error

@@ -9,8 +9,9 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from src.checkpoint import write_whole
-from src.experiments import MNIST, choose_settings
+from src.experiments import choose_settings
+from src.files import write_whole
+from src.recipes import MNIST
 
 NOTEBOOK = Path("README.ipynb")
 LANDING_PAGE = Path("README.md")

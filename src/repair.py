@@ -67,8 +67,7 @@ def masktune(model: nn.Module, data: Images, *, layer: str, lr: float, batch_siz
         state.finish_epoch(loss=masktune_epoch(state, images, labels, lr=lr, batch_size=batch_size, seed=seed, k=k,
                                                accumulate=accumulate)[0])
     sets = {"train": data, **(tests or {})}
-    per_class = torch.stack([state.masks[torch.nonzero(labels == label).flatten()].float().mean(0)
-                             for label in range(len(data.classes))]).cpu()
+    per_class = torch.stack([state.masks.mean(labels == label) for label in range(len(data.classes))]).cpu()
     return new.model.eval(), Report(state.masks.share(), _scores(old, sets), _scores(new, sets),
                                     _score(old, data, state.masks), state.masks, per_class)
 

@@ -1,5 +1,6 @@
 """Where a training stands, and the name of a content."""
 
+import copy
 import hashlib
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ class State:
     correct: Tensor | None = None  # () int64, images classified correctly in the epoch under way
     masks: Masks | None = None  # (N, H, W): what a fine-tune trains on
     masked_epoch: int | None = None  # the epoch for which `masks` were made
+    best: dict | None = None  # "epoch", "accuracy", "model", "optimizer" of the best epoch so far, if one is selected
     parents: dict[str, str] = field(default_factory=dict)  # digests of what the stage came from
     history: dict[str, list[float]] = field(default_factory=dict)  # per name, one number for each epoch
 
@@ -29,6 +31,17 @@ class State:
         """Take these masks for the epoch under way."""
         with uninterrupted():
             self.masks, self.masked_epoch = masks, self.epoch
+
+    def keep_if_best(self, accuracy: float) -> None:
+        """Keep a copy of weights and momentum if no earlier epoch did as well on the validation set."""
+        if self.best is None or accuracy > self.best["accuracy"]:
+            self.best = copy.deepcopy({"epoch": self.epoch + 1, "accuracy": accuracy, "model": self.model.state_dict(),
+                                       "optimizer": self.optimizer.state_dict()})
+
+    def take_best(self) -> None:
+        """Go back to the weights and the momentum of the best epoch; what follows counts on from the last."""
+        self.model.load_state_dict(self.best["model"])
+        self.optimizer.load_state_dict(copy.deepcopy(self.best["optimizer"]))  # PyTorch would share its tensors
 
     def finish_epoch(self, **seen: float) -> None:
         """Count the epoch under way as done, with what was seen in it."""

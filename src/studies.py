@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from src.checkpoint import write_whole
 from src.datasets import SQUARE
 from src.experiments import Run, load_data, predict, start_finetune
+from src.files import write_whole
 from src.masktune import find_masks
 from src.metrics import score
 from src.training import best_device, environment, train_epoch

@@ -143,3 +143,14 @@ def expectations(predictions: dict[str, Predictions], tests: dict, expected: dic
                      "MaskTune malicious"], [
         [title, promise, *(summarize(seen[title][method][name]) for method in ("ERM", "MaskTune")
                            for name in ("raw", "malicious"))] for title, promise in expected.items()])
+
+
+def photographs(measured: dict[str, dict[str, dict[str, list[float]]]]) -> str:
+    """Benchmarks of photographs in percent, mean ± std over seeds: {benchmark: {method: {measure: one per seed}}}."""
+    blocks = []
+    for title, methods in measured.items():
+        names = list(next(iter(methods.values())))
+        blocks.append(markdown(["benchmark", "method", *names, "n"], [
+            [title, method, *(summarize(values[name]) for name in names), len(values[names[0]])]
+            for method, values in methods.items()]))
+    return "\n\n".join(blocks)

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from src import parallel
+from src.augmentation import Augmentation
 from src.checks import check_images, check_labels, check_masks
 from src.interrupts import uninterrupted
 from src.masks import Masks
@@ -27,6 +29,14 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 def best_device() -> torch.device:
     """CUDA when present, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def room_for(images: Tensor) -> torch.device:
+    """Where images are kept: on the GPU if they take less than half of what is free there, else where they are."""
+    device = best_device()
+    if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info()[0] / 2:
+        return images.device
+    return device
 
 
 def prepare() -> None:
@@ -80,27 +90,36 @@ def sgd(model: nn.Module, momentum: float, weight_decay: float) -> torch.optim.S
     return torch.optim.SGD(model.parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True)
 
 
+def inference_batch(images: Tensor) -> int:
+    """How many images are inferred at once: 500, and fewer of large ones, whose activations would fill the memory."""
+    return max(32, min(500, 2 ** 22 // (images.shape[2] * images.shape[3])))
+
+
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
     """Return the indices of each batch of an epoch; a pure function of its arguments.
 
-    A last batch of one image joins the one before it: BatchNorm cannot normalise a single sample.
+    A last batch of one image joins the one before it: BatchNorm cannot normalise a single sample. So does one with less
+    than an image for each process.
     """
     batches = list(epoch_order(n, seed, epoch).split(batch_size))
-    if len(batches) > 1 and batch_size > 1 and len(batches[-1]) == 1:
+    if len(batches) > 1 and batch_size > 1 and len(batches[-1]) < max(2, parallel.world()):
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 
 
 def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int,
-                masks: Masks | Tensor | None = None, precision: str = "fp32",
+                masks: Masks | Tensor | None = None, augmentation: Augmentation | None = None, precision: str = "fp32",
                 after_step: Callable[[], None] | None = None) -> tuple[float, float]:
     """Train what is left of the state's epoch, in train mode; return its mean loss and its accuracy, as they were met.
 
-    `state.finish_epoch` then counts it as done. The order of the samples depends on (seed, state.epoch) alone, so an
-    epoch that was cut off between two steps goes on as if it had not been.
+    `state.finish_epoch` then counts it as done. The order of the samples, and what the augmentation does to each,
+    depend on (seed, state.epoch) alone, so an epoch that was cut off between two steps goes on as if it had not been.
 
     Args:
-        images: (N, 3, H, W) uint8, with labels (N,) int64 and masks (N, H, W) bool, True = hidden, on one device.
+        images: (N, 3, H, W) uint8, with labels (N,) int64 and masks (N, H, W) bool, True = hidden; on the model's
+            device where they fit, else in host memory or a memory map.
+        batch_size: images of one update, over all processes.
+        augmentation: comes after the masks, so that each hides the pixels that it was computed on.
         precision: "fp32", or "bf16": forward and loss under autocast, weights and optimizer in fp32.
         after_step: called between two steps.
 
@@ -118,28 +137,39 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
     if min(map(len, batches)) == 1 and any(isinstance(part, nn.BatchNorm1d) for part in state.model.modules()):
         raise ValueError(f"{len(labels)} images in batches of {batch_size}: BatchNorm cannot train on a batch of one "
                          "image; it takes at least two")
+    if min(map(len, batches)) < parallel.world():
+        raise ValueError(f"{len(labels)} images in batches of {batch_size} for {parallel.world()} processes; each "
+                         "takes at least one image of every batch")
+    device = next(state.model.parameters()).device
+    if augmentation:
+        drawn = augmentation.draw(len(images), *images.shape[2:], seed=seed, epoch=state.epoch).to(images.device)
     state.model.train()
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     if state.step == 0:
-        state.losses = torch.zeros(len(batches), device=images.device)
-        state.correct = torch.zeros((), dtype=torch.int64, device=images.device)
-    for index in batches[state.step:]:
-        index = index.to(images.device)
-        with uninterrupted():
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                logits = state.model(pixels(images[index], None if masks is None else masks[index]))
-                loss = F.cross_entropy(logits, labels[index])
-            state.optimizer.zero_grad()
-            loss.backward()
-            state.optimizer.step()
-            state.losses[state.step] = loss.detach()
-            state.correct += (logits.detach().argmax(1) == labels[index]).sum()
-            state.step += 1
-        if after_step is not None:
-            after_step()
+        state.losses = torch.zeros(len(batches), device=device)
+        state.correct = torch.zeros((), dtype=torch.int64, device=device)
+    with parallel.shared(state.model) as model:
+        for batch in batches[state.step:]:
+            index = parallel.share(batch).to(images.device)
+            with uninterrupted():
+                inputs = pixels(images[index].to(device), None if masks is None else masks[index].to(device))
+                targets = labels[index].to(device)
+                if augmentation:
+                    inputs = augmentation(inputs, drawn[index].to(device))
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                    logits = model(inputs)
+                    loss = F.cross_entropy(logits, targets)
+                state.optimizer.zero_grad()
+                (loss * (len(index) * parallel.world() / len(batch))).backward()  # DDP averages over the processes
+                state.optimizer.step()
+                state.losses[state.step] = parallel.total(loss.detach() * (len(index) / len(batch)))
+                state.correct += parallel.total((logits.detach().argmax(1) == targets).sum())
+                state.step += 1
+            if after_step is not None:
+                after_step()
     state.check_finite()
-    sizes = torch.tensor([len(index) for index in batches], device=images.device)
+    sizes = torch.tensor([len(batch) for batch in batches], device=device)
     return (state.losses * sizes).sum().item() / len(labels), state.correct.item() / len(labels)
 
 
@@ -181,19 +211,21 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def infer(model: nn.Module, images: Tensor, masks: Masks | Tensor | None = None, batch_size: int = 250) -> Tensor:
+def infer(model: nn.Module, images: Tensor, masks: Masks | Tensor | None = None,
+          batch_size: int | None = None) -> Tensor:
     """Return the logits of all images, in eval mode: (N, 3, H, W) uint8 -> (N, classes) float32.
 
     masks: (N, H, W) bool, True = hidden. The model is left as it was.
     """
     check_images(images)
     check_masks(masks, images)
+    batch_size = batch_size or inference_batch(images)
     device = next(model.parameters()).device
-    logits = []
+    logits = {}
     with evaluating(model):
         fast = folded(model)
-        for start in range(0, len(images), batch_size):
+        for start in parallel.share(range(0, len(images), batch_size)):
             batch = slice(start, start + batch_size)
             hidden = None if masks is None else masks[batch].to(device)
-            logits.append(fast(pixels(images[batch].to(device), hidden)))
-    return torch.cat(logits)
+            logits[start] = fast(pixels(images[batch].to(device), hidden))
+    return torch.cat(parallel.gathered(logits)).to(device)

@@ -10,6 +10,7 @@ import torch
 from src import experiments
 from src.datasets import DataUnavailable
 from src.datasets.mnist import ensure_mnist
+from src.recipes import DIGITS
 from src.training import prepare
 
 REPOSITORY = Path(__file__).parents[1]
@@ -20,7 +21,7 @@ prepare()
 @pytest.fixture(scope="session")
 def setting():
     """The random digits setting, shortened to three epochs with the LR halved at the third."""
-    digits = experiments.DIGITS[0]
+    digits = DIGITS[0]
     return replace(digits, erm=replace(digits.erm, epochs=3, lr_halved_every=2))
 
 

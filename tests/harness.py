@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from src import checkpoint, experiments
 from src.datasets import SpuriousDigits
-from src.experiments import DIGITS, Erm, FineTune, load_data
+from src.experiments import load_data
+from src.recipes import DIGITS, Erm, FineTune
 from src.state import digest
 from src.training import prepare
 
@@ -47,10 +48,10 @@ def train(folder: Path, ready: Connection, fault: str | None = None, write: int 
     experiments.run(SETTING, seed=0)
 
 
-def first_images(erm: Erm, seed: int) -> SpuriousDigits:
-    data = load_data(erm, seed)
+def first_images(erm: Erm, seed: int, test_set: str | None = None, count: int = IMAGES) -> SpuriousDigits:
+    data = load_data(erm, seed, test_set)
     for name in ("images", "labels", "squares"):
-        setattr(data, name, getattr(data, name)[:IMAGES])
+        setattr(data, name, getattr(data, name)[:count])
     return data
 
 

@@ -9,7 +9,7 @@ def test_both_sides_of_the_benchmark_do_the_same_work(mnist_root):
     """Same batches in the same order: the same loss, masks and accuracy, so that only the time differs."""
     data = SpuriousMNIST(mnist_root, train=True)
     tests = SpuriousMNIST(mnist_root, train=False, test_set="malicious")
-    usual, ours = Usual(mnist_root, data, tests, n=300, workers=0), Ours(data, tests, n=300, precision="fp32")
+    usual, ours = Usual(mnist_root, data, tests, n=300, workers=0), Ours(data, tests, n=300)
     model = new_model(0)
     losses = [side.epoch(new_model(0)) for side in (usual, ours)]
     assert abs(losses[0] - losses[1]) < 1e-3

@@ -157,7 +157,7 @@ def test_another_configuration_is_refused_by_name(erm, setting, folder):
 
 def test_every_field_of_the_configuration_is_held(erm, setting, folder):
     saved = torch.load(folder / setting.name / "erm-seed0.pt", weights_only=True)
-    fields = {name: value for name, value in vars(setting.erm).items() if name != "precision"}  # a later field
+    fields = {name: value for name, value in vars(setting.erm).items() if name not in experiments.LATER}
     assert saved["config"] == {"stage": "erm", "seed": 0, **fields}
     run_finetune(setting, 0, erm)
     saved = torch.load(folder / setting.name / "masktune-seed0.pt", weights_only=True)
@@ -181,7 +181,7 @@ def test_a_failed_write_keeps_the_old_file_and_no_litter(erm, setting, folder, m
     content = path.read_bytes()
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.os, name, lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space")))
+            patch.setattr(os, name, lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space")))
             with pytest.raises(CheckpointError, match=r"erm-seed0.*cannot be written \(No space\).*Free some space"):
                 checkpoint._write(path, b"new")
         assert path.read_bytes() == content

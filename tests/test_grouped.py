@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from src.datasets import CelebA, ImageNet9, Waterbirds
-from src.datasets.grouped import adjusted_average
+from src.datasets.view import View
+from src.metrics import adjusted_average
 from tests.conftest import REPOSITORY
 
 FIXED = REPOSITORY.parent / "shared" / "waterbirds" / "waterbirds_fixed.csv.zip"
@@ -46,7 +47,7 @@ def test_waterbirds(waterbirds):
     assert train.groups.tolist() == [0, 1, 3]
     assert train.group_names == ("landbird, land", "landbird, water", "waterbird, land", "waterbird, water")
     assert train.counts() == [1, 1, 0, 1]
-    images = train.load(side=32, resize=40)
+    images = train.load(View(32, 32, resize=40), waterbirds / "cache" / "train")
     assert images.images.shape == (3, 3, 32, 32)
     assert torch.equal(images.groups, train.groups)
     assert len(Waterbirds(waterbirds, "val")) == len(Waterbirds(waterbirds, "test")) == 1
@@ -65,7 +66,7 @@ def test_waterbirds_with_something_missing(waterbirds):
         Waterbirds(waterbirds / "elsewhere")
     (waterbirds / ROWS[1][0]).write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"two\.jpg is not a readable image"):
-        Waterbirds(waterbirds).load(side=32)
+        Waterbirds(waterbirds).load(View(32, 32), waterbirds / "cache" / "train")
     (waterbirds / ROWS[1][0]).unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 3 images are missing, such as .*two\.jpg; from nlp.*0\.5 GB"):
         Waterbirds(waterbirds)
@@ -109,7 +110,7 @@ def test_celeba(layout, tmp_path):
     assert train.labels.tolist() == [0, 1]
     assert train.attributes.tolist() == [1, 0]
     assert train.groups.tolist() == [1, 2]
-    assert CelebA(tmp_path, "val").load(side=16).images.shape == (1, 3, 16, 16)
+    assert CelebA(tmp_path, "val").load(View(16, 16), tmp_path / "cache").images.shape == (1, 3, 16, 16)
     (folder / "000001.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"CelebA: 1 of 2 images are missing"):
         CelebA(tmp_path)
@@ -132,7 +133,7 @@ def test_imagenet9(tmp_path):
     assert train.labels.tolist() == list(range(9))
     assert torch.equal(train.groups, train.labels)
     assert train.classes[3] == "thing3"
-    assert train.load(side=16).images.shape == (9, 3, 16, 16)
+    assert train.load(View(16, 16), tmp_path / "cache").images.shape == (9, 3, 16, 16)
     with pytest.warns(UserWarning, match=r"has 9 images; published: 4,050"):
         assert len(ImageNet9(tmp_path, "mixed_rand")) == 9
     with pytest.raises(FileNotFoundError, match=r"bg_challenge/original/val is missing; linked from"):

@@ -10,9 +10,10 @@ from torch import nn
 
 from src import experiments
 from src.datasets import SpuriousDigits
-from src.experiments import Erm, FineTune, new_model
+from src.experiments import new_model
 from src.masktune import find_masks, hottest, masktune_epoch
 from src.models import ResNet50, SmallCNN
+from src.recipes import FineTune, SquareErm
 from src.saliency import xgradcam
 from src.seeding import generator
 from src.state import State
@@ -145,11 +146,12 @@ def test_models_take_other_numbers_of_classes(make):
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: Erm(model="LargeCNN"), r"Erm: model='LargeCNN'; it is one of \('SmallCNN', 'ResNet50'\)"),
-    (lambda: Erm(dataset="MNIST"), r"Erm: dataset='MNIST'; it is one of \('SpuriousMNIST', 'SpuriousDigits'\)"),
-    (lambda: Erm(epochs=0), "epochs=0; it is at least 1"), (lambda: Erm(batch_size=0), "batch_size=0"),
-    (lambda: Erm(lr=float("nan")), "lr=nan; it is positive and finite"), (lambda: Erm(lr=-0.01), "lr=-0.01"),
-    (lambda: Erm(lr_halved_every=0), "lr_halved_every=0"),
+    (lambda: SquareErm(model="LargeCNN"), r"SquareErm: model='LargeCNN'; it is one of \('SmallCNN', 'ResNet50'\)"),
+    (lambda: SquareErm(dataset="MNIST"), r"dataset='MNIST'; it is one of \('SpuriousMNIST', 'SpuriousDigits'\)"),
+    (lambda: SquareErm(epochs=0), "epochs=0; it is at least 1"), (lambda: SquareErm(batch_size=0), "batch_size=0"),
+    (lambda: SquareErm(lr=float("nan")), "lr=nan; it is positive and finite"),
+    (lambda: SquareErm(lr=-0.01), "lr=-0.01"), (lambda: SquareErm(classes=1), "classes=1; it is at least 2"),
+    (lambda: SquareErm(lr_halved_every=0), "lr_halved_every=0"),
     (lambda: FineTune(method="Masktune"), r"method='Masktune'; it is one of \('masktune', 'randmask'\)"),
     (lambda: FineTune(lr=0), "lr=0; it is positive"), (lambda: FineTune(iterations=0), "iterations=0"),
     (lambda: FineTune(threshold_std=float("inf")), "threshold_std=inf; it is finite"),

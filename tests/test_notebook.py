@@ -12,8 +12,8 @@ import nbformat
 import pytest
 import torch
 
-from src.experiments import MNIST
 from src.notebook import TABLE, tagged
+from src.recipes import MNIST
 from tests.conftest import REPOSITORY
 
 

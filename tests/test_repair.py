@@ -9,7 +9,8 @@ from PIL import Image
 from torch import nn
 
 from src.datasets import SpuriousDigits
-from src.datasets.images import fit, load_dataset, load_folder, save_folder
+from src.datasets.images import load_dataset, load_folder, save_folder
+from src.datasets.view import View, fit
 from src.masktune import find_masks
 from src.models import Classifier, SmallCNN
 from src.repair import masktune
@@ -37,7 +38,7 @@ def test_a_folder_is_decoded_once_into_bytes(folder, train):
     assert train.classes == ("cross", "disc")
     assert train.labels.tolist() == [0] * 20 + [1] * 20
     with Image.open(folder / "train" / "disc" / "00003.jpg") as image:
-        assert torch.equal(train.images[23], fit(image, 64))
+        assert torch.equal(train.images[23], fit(image, View(64, 64)))
     stamp = train.images[:, :, 58, 55].float()  # inside the bar: yellow
     assert (stamp[20:, 0] > 200).all()
     assert (stamp[20:, 2] < 90).all()
@@ -114,6 +115,15 @@ def test_data_sets_of_torch(train):
 class Flat(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize(("picture", "message"), [
+    (Image.new("I;16", (20, 20), 30000), "mode I;16; 8 bits a channel are wanted"),
+    (Image.new("F", (20, 20)), "mode F; 8 bits a channel are wanted"),
+    (Image.new("L", (5000, 2)), "it is 2 x 5000 pixels; no side may be over 100 times the other")])
+def test_pictures_that_would_come_out_wrong_are_refused(picture, message):
+    with pytest.raises(ValueError, match=message):
+        fit(picture, View(16, 16))
 
 
 @pytest.mark.parametrize(("items", "message"), [

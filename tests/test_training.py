@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from src import experiments
-from src.experiments import Erm, new_model
+from src.experiments import new_model
 from src.metrics import score, summarize
+from src.recipes import DIGITS, FINETUNE_LRS, SquareErm
 from src.seeding import epoch_order, generator
 from src.state import State
 from src.training import infer, pixels, sgd, train_epoch
@@ -15,7 +16,7 @@ from tests.conftest import same
 
 
 def test_schedule_is_the_papers():
-    rates = [Erm().lr_at(epoch) for epoch in range(100)]
+    rates = [SquareErm().lr_at(epoch) for epoch in range(100)]
     assert rates == [0.01] * 25 + [0.005] * 25 + [0.0025] * 25 + [0.00125] * 25
 
 
@@ -99,7 +100,7 @@ def test_summary_is_mean_and_sample_std():
 
 def test_dataset_choice(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("MASKTUNE_DATASET", "digits")
-    assert experiments.choose_settings() == experiments.DIGITS
+    assert experiments.choose_settings() == DIGITS
     monkeypatch.setenv("MASKTUNE_DATASET", "cifar")
     with pytest.raises(ValueError, match="'mnist' or 'digits'"):
         experiments.choose_settings()
@@ -108,7 +109,7 @@ def test_dataset_choice(monkeypatch, capsys, tmp_path):
         raise experiments.DataUnavailable("put the files there")
 
     monkeypatch.setattr(experiments, "ensure_mnist", offline)
-    assert experiments.choose_settings(tmp_path, "mnist") == experiments.DIGITS
+    assert experiments.choose_settings(tmp_path, "mnist") == DIGITS
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert "put the files there" in said
@@ -118,11 +119,11 @@ def test_finetune_lr_study_reuses_the_default(run, setting, tmp_path, monkeypatc
     monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
     tests = experiments.load_tests(setting)
     table = experiments.finetune_lr_study([run], tests)
-    assert table[setting.title]["malicious"].shape == (1, len(experiments.FINETUNE_LRS))
+    assert table[setting.title]["malicious"].shape == (1, len(FINETUNE_LRS))
     tuned = experiments.predict([run.masktune], tests)["malicious"][0]
     assert table[setting.title]["malicious"][0, 0] == (tuned == tests["malicious"].labels).double().mean()
     assert sorted(path.name for path in tmp_path.rglob("*.pt")) == [
-        "masktune-lr0.00125-seed0.pt", "masktune-lr0.0025-seed0.pt", "masktune-lr0.005-seed0.pt", "masktune-seed0.pt"]
+        "masktune-lr0.00125-seed0.pt", "masktune-lr0.0025-seed0.pt", "masktune-lr0.005-seed0.pt"]
 
 
 def test_bf16_trains_to_nearly_the_same_weights(train):

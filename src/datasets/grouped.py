@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from src.datasets.images import Images, load_files
+from src.datasets.cache import cached
+from src.datasets.images import Images
+from src.datasets.view import View
 
 SPLITS = ("train", "val", "test")
 
@@ -37,12 +38,12 @@ class Grouped:
         """How many images each group has."""
         return self.groups.bincount(minlength=len(self.group_names)).tolist()
 
-    def load(self, side: int = 224, resize: int | None = None) -> Images:
-        """Decode all images into memory, 3 * side * side bytes each; see `images.fit` for the view."""
-        return Images(load_files(self.paths, side, resize), self.labels, self.classes, self.groups)
+    def load(self, view: View, file: Path | str) -> Images:
+        """All images as seen by a view, decoded once into `file`, from which they are memory-mapped: see `cached`."""
+        return Images(cached(self.paths, view, Path(file)), self.labels, self.classes, self.groups)
 
     def _check_counts(self, published: tuple[tuple[int, ...], ...]) -> None:
-        if published and tuple(self.counts()) not in published:
+        if tuple(self.counts()) not in published:
             warnings.warn(f"{type(self).__name__}: the groups ({'; '.join(self.group_names)}) have {self.counts()} "
                           f"images; published: {' or '.join(map(str, map(list, published)))}. Results will not "
                           "compare", stacklevel=3)
@@ -72,8 +73,9 @@ class Waterbirds(Grouped):
     """
 
     SOURCE = "from nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz"
-    PUBLISHED: ClassVar = {"train": ((3498, 184, 56, 1057), (3550, 187, 52, 961)), "val": ((470, 472, 122, 124),),
-                           "test": ((2255, 2264, 581, 583),)}  # original (training only) and corrected
+    PUBLISHED: ClassVar = {"train": ((3498, 184, 56, 1057), (3550, 187, 52, 961)),
+                           "val": ((467, 466, 133, 133), (470, 472, 122, 124)),
+                           "test": ((2255, 2255, 642, 642), (2255, 2264, 581, 583))}  # original, corrected
 
     def __init__(self, root: Path | str, split: str = "train", metadata: Path | str | None = None) -> None:
         root = Path(root)
@@ -82,8 +84,7 @@ class Waterbirds(Grouped):
         chosen = [row for row in rows if row["split"] == str(_index(split))]
         super().__init__([root / row["img_filename"] for row in chosen], [_bit(row, "y") for row in chosen],
                          [_bit(row, "place") for row in chosen], ("landbird", "waterbird"), ("land", "water"))
-        if split == "train" or metadata is not None or len(rows) != 11_788:
-            self._check_counts(self.PUBLISHED[split])
+        self._check_counts(self.PUBLISHED[split])
         self._check_files(self.SOURCE, "about 0.5 GB")
 
 
@@ -103,7 +104,8 @@ class CelebA(Grouped):
     """
 
     SOURCE = "from mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or Kaggle's jessicali9530/celeba-dataset"
-    PUBLISHED: ClassVar = {"train": ((71_629, 66_874, 22_880, 1_387),), "val": (), "test": ()}
+    PUBLISHED: ClassVar = {"train": ((71_629, 66_874, 22_880, 1_387),), "val": ((8_535, 8_276, 2_874, 182),),
+                           "test": ((9_767, 7_535, 2_480, 180),)}
 
     def __init__(self, root: Path | str, split: str = "train") -> None:
         root, wanted = Path(root), _index(split)
@@ -147,7 +149,11 @@ class ImageNet9(Grouped):
         folder = Path(root) / ("bg_challenge" if test else "in9l") / variant / ("val" if test else "")
         if not folder.is_dir():
             raise FileNotFoundError(f"ImageNet9: {folder} is missing; {self.SOURCE}")
-        files = ImageFolder(folder)
+        files = ImageFolder(folder)  # raises FileNotFoundError where a class has no images
+        train = Path(root) / "in9l" / "train"
+        if test and train.is_dir() and (wanted := ImageFolder(train).classes) != files.classes:
+            raise ValueError(f"{folder} has the classes {', '.join(files.classes)}; those of {train} are wanted: "
+                             f"{', '.join(wanted)}")
         if len(files.classes) != 9:
             raise ValueError(f"{folder} has {len(files.classes)} classes ({', '.join(files.classes)}); the 9 of "
                              "ImageNet-9 are wanted")
@@ -156,12 +162,6 @@ class ImageNet9(Grouped):
         if test and len(self) != 4_050:
             warnings.warn(f"ImageNet9: {folder} has {len(self):,} images; published: 4,050. Results will not compare",
                           stacklevel=2)
-
-
-def adjusted_average(accuracies: dict[int, float], train_groups: Tensor) -> float:
-    """The average accuracy of the field: that of each group, weighted by its share in training (Sagawa et al. 2020)."""
-    shares = train_groups.bincount().double() / len(train_groups)
-    return sum(accuracies[group] * share for group, share in enumerate(shares.tolist()) if share > 0)
 
 
 def _index(split: str) -> int:

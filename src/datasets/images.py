@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
-from torchvision.transforms.functional import center_crop, pil_to_tensor, to_pil_image
-from torchvision.transforms.functional import resize as scale
+from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
+
+from src.datasets.view import View, decode, fit
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ def load_folder(root: Path | str, side: int, classes: Sequence[str] | None = Non
     folder = ImageFolder(root)
     if classes is not None and list(classes) != folder.classes:
         raise ValueError(f"{root} has the classes {', '.join(folder.classes)}; {', '.join(classes)} are wanted")
-    images = load_files([Path(path) for path, _ in folder.samples], side)
-    return Images(images, torch.tensor(folder.targets), tuple(folder.classes))
+    images = [decode(Path(path), View(side, side)) for path, _ in tqdm(folder.samples, desc="decode", leave=False,
+                                                                       position=0)]
+    return Images(torch.stack(images), torch.tensor(folder.targets), tuple(folder.classes))
 
 
 def save_folder(root: Path | str, images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
@@ -50,18 +51,6 @@ def save_folder(root: Path | str, images: Tensor, labels: Tensor, classes: Seque
         (Path(root) / name).mkdir(parents=True, exist_ok=True)
     for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
         to_pil_image(image).save(Path(root) / classes[label] / f"{i:05d}.png")
-
-
-def load_files(paths: Sequence[Path], side: int, resize: int | None = None) -> Tensor:
-    """Decode image files: (N, 3, side, side) uint8. ValueError names a file that is no readable image."""
-    images = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
-    for i, path in enumerate(tqdm(paths, desc="decode", leave=False, position=0)):
-        try:
-            with Image.open(path) as image:
-                images[i] = fit(image, side, resize)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} is not a readable image ({error}); replace or remove it") from error
-    return images
 
 
 def load_dataset(data: Dataset | Iterable, side: int, classes: Sequence[str] | None = None) -> Images:
@@ -79,7 +68,7 @@ def load_dataset(data: Dataset | Iterable, side: int, classes: Sequence[str] | N
     for i in tqdm(range(len(data)), desc="decode", leave=False, position=0):
         image, *numbers = data[i]
         try:
-            images.append(fit(image, side))
+            images.append(fit(image, View(side, side)))
             rest.append([int(number) for number in numbers])
         except (TypeError, ValueError) as error:
             raise type(error)(f"item {i} of the data set: {error}") from error
@@ -88,25 +77,3 @@ def load_dataset(data: Dataset | Iterable, side: int, classes: Sequence[str] | N
     labels, *groups = torch.tensor(rest).T
     names = tuple(classes or map(str, range(int(labels.max()) + 1)))
     return Images(torch.stack(images), labels, names, groups[0] if groups else None)
-
-
-def fit(image: Image.Image | Tensor, side: int, resize: int | None = None) -> Tensor:
-    """Scale the shorter side to `resize` pixels, `side` if not given, and cut out the middle: (3, side, side) uint8.
-
-    Grey and CMYK become RGB.
-    """
-    if isinstance(image, Tensor):
-        if image.dim() != 3 or image.shape[0] not in (1, 3):
-            raise ValueError(f"an image is {tuple(image.shape)}; (3, H, W) is wanted")
-        if image.is_floating_point():
-            if not (image.min() >= 0 and image.max() <= 1):
-                raise ValueError("an image leaves [0, 1]; leave normalisation to the model")
-            image = (image * 255).round().to(torch.uint8)
-        if image.dtype != torch.uint8:
-            raise TypeError(f"an image is {image.dtype}; torch.uint8, or floats in [0, 1], are wanted")
-        image = image.expand(3, -1, -1)
-    elif isinstance(image, Image.Image):
-        image = pil_to_tensor(image.convert("RGB"))
-    else:
-        raise TypeError(f"an image is a {type(image).__name__}; a PIL image or a tensor (3, H, W) is wanted")
-    return center_crop(scale(image, resize or side, antialias=True), [side, side])

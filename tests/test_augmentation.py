@@ -1,0 +1,233 @@
+import pytest
+import torch
+import torchvision.transforms.functional as reference
+from scipy.stats import ks_2samp
+from torchvision.transforms import RandomResizedCrop
+
+from src.augmentation import Augmentation
+
+LAST = torch.channels_last
+
+
+def rows(*boxes, flipped=0.0, factors=(1.0, 1.0, 1.0)):
+    """A table as of `draw`, from boxes (left, top, width, height)."""
+    return torch.tensor([[*box, flipped, *factors] for box in boxes])
+
+
+def resized_crops(images, drawn, side, antialias):
+    return torch.stack([reference.resized_crop(image, int(top), int(left), int(height), int(width), [side, side],
+                                               antialias=antialias)
+                        for image, (left, top, width, height) in zip(images, drawn[:, :4], strict=True)])
+
+
+@pytest.fixture(scope="module")
+def images():
+    torch.manual_seed(0)
+    return torch.rand(8, 3, 40, 60).contiguous(memory_format=LAST)
+
+
+@pytest.mark.parametrize(("height", "width", "scale", "ratio"), [
+    (256, 256, (0.7, 1.0), (3 / 4, 4 / 3)),
+    (256, 256, (0.08, 1.0), (3 / 4, 4 / 3)),
+    (218, 178, (0.7, 1.0), (1, 4 / 3)),  # an upright image: most attempts fail, some crops are the fallback
+    (30, 40, (0.08, 1.0), (0.2, 1.0)),
+])
+def test_crops_are_distributed_as_torchvisions(height, width, scale, ratio):
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    theirs = torch.tensor([RandomResizedCrop.get_params(image, scale, ratio) for _ in range(4000)]).double()
+    ours = Augmentation(scale=scale, ratio=ratio).draw(40_000, height, width, seed=0, epoch=0).double()
+
+    def aspects(left, top, w, h):
+        return {"left": left, "top": top, "width": w, "height": h, "area": w * h, "ratio": w / h,
+                "place across": left / (width - w + 1), "place down": top / (height - h + 1)}
+
+    ours, theirs = aspects(*ours[:, :4].unbind(1)), aspects(*theirs[:, [1, 0, 3, 2]].unbind(1))
+    for name, one in ours.items():
+        two = theirs[name]
+        # the largest gap between the two cumulative distributions; by chance above 0.033 once in 1000
+        assert ks_2samp(one, two).statistic < 0.033, name
+        assert abs(one.mean() - two.mean()) <= 4.5 * two.std() / len(two) ** 0.5, name
+
+
+@pytest.mark.parametrize(("height", "width", "scale", "ratio"), [
+    (20, 203, (1, 1), (3 / 4, 4 / 3)),  # too wide
+    (203, 20, (1, 1), (3 / 4, 4 / 3)),  # too high
+    (3, 1000, (1, 1), (0.5, 1.5)),  # the height that is wanted ends in one half
+    (1000, 1003, (1, 1), (0.1, 10)),  # of a ratio that is allowed: the whole image, which no attempt hits
+])
+def test_fallback_is_torchvisions(height, width, scale, ratio):
+    torch.manual_seed(0)
+    top, left, h, w = RandomResizedCrop.get_params(torch.empty(3, height, width), scale, ratio)
+    drawn = Augmentation(scale=scale, ratio=ratio).draw(20, height, width, seed=0, epoch=0)
+    assert (drawn[:, :4] == torch.tensor([left, top, w, h])).all()
+
+
+@pytest.mark.parametrize("ratio", [0.3, 3])
+def test_a_fallback_is_never_empty(ratio):
+    assert Augmentation(ratio=(ratio, ratio)).draw(1, 1, 1, seed=0, epoch=0)[0, :4].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (218, 178), (7, 5), (1, 1), (1, 40)])
+def test_crops_are_whole_pixels_inside_the_image(height, width):
+    drawn = Augmentation(scale=(0.08, 1)).draw(5000, height, width, seed=1, epoch=2)
+    assert drawn.shape == (5000, 8)
+    assert drawn.dtype == torch.float32
+    corner, size = drawn[:, :2], drawn[:, 2:4]
+    assert (drawn[:, :4] == drawn[:, :4].round()).all()
+    assert (corner >= 0).all()
+    assert (size >= 1).all()
+    assert (corner + size <= torch.tensor([width, height])).all()
+
+
+def test_crops_reach_every_corner():
+    drawn = Augmentation(scale=(0.25, 0.25), ratio=(1, 1)).draw(2000, 8, 6, seed=0, epoch=0)
+    assert (drawn[:, 2:4] == 3).all()  # sqrt(12) = 3.46
+    counts = torch.bincount((drawn[:, 1] * 4 + drawn[:, 0]).long())
+    assert len(counts) == 6 * 4
+    assert counts.min() > 50  # 83 each is expected
+
+
+def test_flips_and_colours_are_drawn_as_told():
+    drawn = Augmentation(flip=0.3, jitter=0.2).draw(20_000, 32, 32, seed=0, epoch=0)
+    assert drawn[:, 4].unique().tolist() == [0, 1]
+    assert drawn[:, 4].mean() == pytest.approx(0.3, abs=0.015)
+    for factor in drawn[:, 5:].T:
+        assert factor.min() == pytest.approx(0.8, abs=1e-3)
+        assert factor.max() == pytest.approx(1.2, abs=1e-3)
+        assert factor.std() == pytest.approx(0.4 / 12 ** 0.5, rel=0.03)
+    assert torch.corrcoef(drawn[:, 4:].T).triu(1).abs().max() < 0.03
+    for flip in (0, 1):
+        plain = Augmentation(flip=flip).draw(1000, 32, 32, seed=0, epoch=0)
+        assert (plain[:, 4] == flip).all()
+        assert (plain[:, 5:] == 1).all()
+        assert torch.equal(plain[:, :4], drawn[:1000, :4])  # neither moves the crops
+
+
+def test_a_draw_is_a_function_of_seed_epoch_and_index():
+    augmentation = Augmentation(jitter=0.1)
+    drawn = augmentation.draw(3000, 64, 48, seed=0, epoch=3)
+    torch.rand(5)
+    assert torch.equal(drawn, augmentation.draw(3000, 64, 48, seed=0, epoch=3))
+    for n in (0, 1, 7, 2999):
+        assert torch.equal(drawn[:n], augmentation.draw(n, 64, 48, seed=0, epoch=3))
+    for seed, epoch in ((0, 4), (1, 3), (3, 0)):
+        other = augmentation.draw(3000, 64, 48, seed, epoch)
+        assert (other != drawn).any(1).float().mean() > 0.99
+
+
+BOXES = [(0, 0, 60, 40), (13, 7, 21, 30), (0, 39, 60, 1), (59, 0, 1, 40), (59, 39, 1, 1), (40, 20, 20, 20),
+         (1, 1, 58, 38), (30, 0, 2, 3)]
+
+
+@pytest.mark.parametrize("side", [1, 7, 20, 41, 60, 97])
+def test_equals_resized_crop(images, side):
+    drawn = rows(*BOXES)
+    expected = resized_crops(images.double(), drawn, side, antialias=False)
+    ours = Augmentation(side)(images.double(), drawn)
+    torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(Augmentation(side)(images, drawn), expected.float(), atol=1e-5, rtol=0)
+    enlarged = (drawn[:, 2:4] <= side).all(1)
+    if enlarged.any():  # then antialiasing changes nothing
+        smooth = resized_crops(images[enlarged].double(), drawn[enlarged], side, antialias=True)
+        torch.testing.assert_close(ours[enlarged], smooth, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_equals_resized_crop_at_full_size(noise):
+    torch.manual_seed(0)
+    images = torch.rand(8, 3, *(256, 256) if noise else (64, 64))
+    if not noise:  # neighbours alike, as in a photograph
+        images = reference.resize(images, [256, 256], antialias=False)
+    augmentation = Augmentation(scale=(0.08, 1), flip=0)
+    drawn = augmentation.draw(8, 256, 256, seed=0, epoch=0)
+    expected = resized_crops(images, drawn, 224, antialias=False)
+    # at a distance of 256 pixels float32 places a pixel to about 3e-5, here as in torchvision
+    torch.testing.assert_close(augmentation(images, drawn), expected, atol=5e-5 if noise else 1e-5, rtol=0)
+
+
+def test_a_crop_does_not_see_what_is_around_it():
+    images = torch.ones(1, 3, 40, 60)
+    images[:, :, 10:20, 30:50] = 0.5
+    view = Augmentation(side=64)(images, rows((30, 10, 20, 10)))
+    torch.testing.assert_close(view, torch.full_like(view, 0.5), atol=1e-5, rtol=0)
+
+
+def test_a_flip_mirrors_the_crop(images):
+    plain, flipped = rows(*BOXES), rows(*BOXES, flipped=1.0)
+    augment = Augmentation(side=33)
+    assert torch.equal(augment(images, flipped), augment(images, plain).flip(3))
+    mixed = torch.cat([plain[:4], flipped[4:]])
+    assert torch.equal(augment(images, mixed), torch.cat([augment(images, plain)[:4], augment(images, flipped)[4:]]))
+
+
+def test_colours_equal_torchvisions(images):
+    drawn = Augmentation(jitter=0.9).draw(8, 40, 60, seed=0, epoch=0)
+    expected = []
+    for view, factors in zip(Augmentation(side=32)(images, drawn), drawn[:, 5:].tolist(), strict=True):
+        view = reference.adjust_brightness(view, factors[0])
+        view = reference.adjust_contrast(view, factors[1])
+        expected.append(reference.adjust_saturation(view, factors[2]))
+    recoloured = Augmentation(side=32, jitter=0.9)(images, drawn)
+    torch.testing.assert_close(recoloured, torch.stack(expected), atol=1e-6, rtol=0)
+    assert recoloured.min() == 0  # what was beyond the range is cut
+    assert recoloured.max() == 1
+
+
+@pytest.mark.parametrize("layout", [LAST, torch.contiguous_format])
+@pytest.mark.parametrize("jitter", [0.0, 0.2])
+def test_an_image_does_not_depend_on_its_batch(layout, jitter):
+    torch.manual_seed(0)
+    images = torch.rand(9, 3, 240, 230).contiguous(memory_format=layout)
+    augment = Augmentation(jitter=jitter)
+    drawn = augment.draw(9, 240, 230, seed=0, epoch=0)
+    before, all_at_once = images.clone(), augment(images, drawn)
+    for index in ([0], [8], [7, 2], [4, 4, 4, 4, 1, 0, 3], list(range(8, -1, -1))):
+        assert torch.equal(augment(images[index].contiguous(memory_format=layout), drawn[index]), all_at_once[index])
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.2])
+def test_range_shape_and_layout_are_kept(images, jitter):
+    augment = Augmentation(side=50, jitter=jitter)
+    drawn = augment.draw(8, 40, 60, seed=0, epoch=0)
+    for layout in (LAST, torch.contiguous_format):
+        for batch in (images, torch.ones_like(images), torch.zeros_like(images)):
+            views = augment(batch.contiguous(memory_format=layout), drawn)
+            assert views.shape == (8, 3, 50, 50)
+            assert views.dtype == torch.float32
+            assert views.is_contiguous(memory_format=layout)
+            assert views.min() >= 0
+            assert views.max() <= 1
+
+
+@pytest.mark.parametrize("size", [3, 9, 251])
+def test_white_stays_white(size):
+    augment = Augmentation(scale=(0.08, 1))
+    drawn = torch.cat([augment.draw(63, size, size, seed=0, epoch=0), rows((0, 0, size, size))])
+    views = augment(torch.ones(64, 3, size, size), drawn)
+    assert views.max() == 1
+    assert views.min() > 1 - 2e-7  # the weights of four pixels sum to 1 but for rounding; none lies outside the image
+
+
+def test_a_device_need_not_wait_for_the_host():
+    """The meta device has no values: reading one, or mixing in a tensor of the CPU, raises."""
+    augment = Augmentation(side=50, jitter=0.2)
+    drawn = augment.draw(8, 40, 60, seed=0, epoch=0).to("meta")
+    assert augment(torch.empty(8, 3, 40, 60, device="meta"), drawn).shape == (8, 3, 50, 50)
+
+
+@pytest.mark.parametrize("wrong", [
+    dict(side=0), dict(side=22.5), dict(scale=(0, 1)), dict(scale=(0.8, 0.7)), dict(scale=(0.7, 1.1)),
+    dict(scale=(float("nan"), 1)), dict(ratio=(0, 1)), dict(ratio=(2, 1)), dict(ratio=(1, float("inf"))),
+    dict(flip=-0.1), dict(flip=1.1), dict(jitter=-0.1), dict(jitter=1.0), dict(jitter=float("nan")),
+])
+def test_a_field_that_is_not_valid_is_named(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*; it is "):
+        Augmentation(**wrong)
+
+
+@pytest.mark.parametrize("shape", [(7, 8), (9, 8), (1, 8), (8, 7), (8,)])
+def test_a_table_of_another_length_is_refused(images, shape):
+    with pytest.raises(ValueError, match=r"drawn is \(.*\); \(8, 8\) is wanted"):
+        Augmentation()(images, torch.ones(shape))
