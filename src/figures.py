@@ -137,15 +137,15 @@ def by_digit(accuracies: dict[str, Tensor], whole: dict[str, float]) -> Figure:
     return figure
 
 
-def finetune_lr(lrs: Sequence[float], table: dict[str, dict[str, Tensor]]) -> Figure:
-    """Accuracy after the fine-tune against its LR: {setting title: {test set: (seeds, LRs) in [0, 1]}}."""
+def sweep(values: Sequence[float], table: dict[str, dict[str, Tensor]], xlabel: str, log: bool = False) -> Figure:
+    """MaskTune's accuracy against what is varied: {setting title: {test set: (seeds, values) in [0, 1]}}."""
     figure, axes = plt.subplots(1, len(table), figsize=(5 * len(table), 3.4), sharey=True)
     for axis, (title, sets) in zip(axes, table.items(), strict=True):
-        for (test_set, values), colour in zip(sets.items(), (COLOURS["RandMask"], COLOURS["MaskTune"]), strict=True):
-            axis.plot(lrs, 100 * values.mean(0), "o-", color=colour, label=test_set)
-            axis.plot(lrs, 100 * values.T, ".", color=colour, markersize=4)
-        axis.set(title=title, xscale="log", xlabel="LR of the one-epoch fine-tune")
-        axis.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+        for (test_set, seen), colour in zip(sets.items(), (COLOURS["RandMask"], COLOURS["MaskTune"]), strict=True):
+            axis.plot(values, 100 * seen.mean(0), "o-", color=colour, label=test_set)
+            axis.plot(values, 100 * seen.T, ".", color=colour, markersize=4)
+        axis.set(title=title, xscale="log" if log else "linear", xlabel=xlabel)
+        axis.set_xticks(values, [f"{value:g}" for value in values])
         axis.minorticks_off()
     axes[0].set_ylabel("MaskTune: accuracy, %")
     axes[0].legend()

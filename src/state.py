@@ -11,7 +11,7 @@ from src.interrupts import uninterrupted
 from src.masks import Masks
 
 
-@dataclass
+@dataclass(eq=False)  # two states are compared by their digests
 class State:
     """Where a training stands: everything that its next step depends on, and what was seen on the way."""
 

@@ -1,20 +1,40 @@
-"""What a result depends on. A study is measured once, row by row, into a small JSON file, and loaded from there."""
+"""What a result depends on. A study is measured once, row by row, into a small JSON file, and loaded from there.
 
+Each starts from the ERM weights of finished runs: masks of one kind or another, then one epoch, then the test sets. A
+row's accuracies are in [0, 1]: `raw`, `malicious`, and `worst` of the groups in both.
+"""
+
+import copy
 import json
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
 
-from torch import Tensor
+import numpy
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from src.datasets import SQUARE
 from src.experiments import Run, load_data, predict, start_finetune
 from src.files import write_whole
-from src.masktune import find_masks
+from src.masks import Masks
+from src.masktune import find_masks, hottest, masktune_epoch
 from src.metrics import score
-from src.training import best_device, environment, train_epoch
+from src.recipes import Setting
+from src.saliency import unit_range, xgradcam
+from src.seeding import generator
+from src.state import State
+from src.training import best_device, environment, infer, pixels, train_epoch
 
 RESULTS = Path("results")
 ORDERS = 5  # of the fine-tune's samples
+THRESHOLDS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # k in m + k s
+CAMS = ("XGradCAM", "GradCAM", "GradCAMPlusPlus", "LayerCAM", "EigenCAM", "random")  # grad-cam's classes, and chance
+ITERATIONS = 3  # official code: 1 to 3
+DFR_DRAWS = 10  # of balanced subsets, averaged (Kirichenko et al. 2023)
 
 
 def measured(path: Path, conditions: Iterable[dict], measure: Callable[[dict], dict]) -> list[dict]:
@@ -35,37 +55,188 @@ def measured(path: Path, conditions: Iterable[dict], measure: Callable[[dict], d
     return wanted
 
 
+def study(name: str, runs: list[Run], variations: Iterable[dict], vary: Callable[[Run, dict], dict]) -> list[dict]:
+    """Measure every variation on every run; the file is `results/<name>.json`."""
+    variations = list(variations)
+    of = {(run.setting.name, run.seed): run for run in runs}
+    return measured(RESULTS / f"{name}.json", (
+        {"setting": run.setting.name, "seed": run.seed, "erm": run.erm.digest()[:16], **variation}
+        for run in runs for variation in variations),
+        lambda condition: vary(of[condition["setting"], condition["seed"]], condition))
+
+
+def threshold_study(runs: list[Run], tests: dict) -> list[dict]:
+    """The fine-tune with masks at other thresholds k."""
+    def vary(run: Run, condition: dict) -> dict:
+        return _finetuned(run, tests, find_masks(run.erm.model, _inputs(run)[0], k=condition["k"]))
+
+    return study("threshold", runs, ({"k": k} for k in THRESHOLDS), vary)
+
+
+def cam_study(runs: list[Run], tests: dict) -> list[dict]:
+    """The fine-tune with masks of other heat maps, all at k = 2, and with chance in their place.
+
+    "label": XGradCAM of the label instead of the predicted class, as in the paper's formula. "random": uniform noise of
+    the saliency layer's size instead of a CAM, resized and cut off as every other map.
+    """
+    def vary(run: Run, condition: dict) -> dict:
+        return _finetuned(run, tests, _masks_of(condition["cam"], run))
+
+    return study("cam", runs, ({"cam": cam} for cam in (*CAMS, "label")), vary)
+
+
+def batchnorm_study(runs: list[Run], tests: dict) -> list[dict]:
+    """The fine-tune with BatchNorm's statistics moving, as in train mode, or frozen at ERM's."""
+    def vary(run: Run, condition: dict) -> dict:
+        return _finetuned(run, tests, _found(run), frozen=condition["batchnorm"] == "frozen")
+
+    return study("batchnorm", runs, ({"batchnorm": kind} for kind in ("moving", "frozen")), vary)
+
+
+def iteration_study(runs: list[Run], tests: dict) -> list[dict]:
+    """Up to three iterations of masks and an epoch; hidden pixels accumulate or not. One list entry an iteration."""
+    def vary(run: Run, condition: dict) -> dict:
+        images, labels, _, _ = _inputs(run)
+        state, seen = start_finetune(run.setting.erm, run.erm), {}
+        for _ in range(ITERATIONS):
+            masktune_epoch(state, images, labels, lr=run.setting.finetune.lr, seed=run.seed,
+                           batch_size=run.setting.erm.batch_size, accumulate=condition["accumulate"])
+            state.finish_epoch()
+            for name, value in {"hidden": state.masks.share(), **_accuracies(state, tests)}.items():
+                seen.setdefault(name, []).append(value)
+        return seen
+
+    return study("iterations", runs, ({"accumulate": accumulate} for accumulate in (False, True)), vary)
+
+
+def reference_study(runs: list[Run], tests: dict) -> list[dict]:
+    """What one epoch of plain further training does, and what knowing the groups would buy.
+
+    "plain": the fine-tune without masks, the lower reference. "DFR": the last layer fitted anew on training images with
+    the groups equally large (Kirichenko et al. 2023), the upper one; it needs the groups, of which none may be empty.
+    """
+    def vary(run: Run, condition: dict) -> dict:
+        if condition["training"] == "plain":
+            return _finetuned(run, tests, None)
+        state = start_finetune(run.setting.erm, run.erm)
+        _refit_last_layer(state.model, *_inputs(run)[:2], _inputs(run)[3], run.seed)
+        return _accuracies(state, tests)
+
+    return study("reference", [run for run in runs if run.setting.erm.class_mix_ratio > 0],
+                 ({"training": kind} for kind in ("plain", "DFR")), vary)
+
+
 def order_study(runs: list[Run], tests: dict) -> list[dict]:
     """Repeat the fine-tune of each run, all of one setting, in other orders of its samples: same weights, same masks.
 
     Order 0 is the published run's. Each order runs twice: with the masks "as found", and with every square of class 0
-    hidden "whole". The latter needs to know the squares: it is a diagnosis, not a method. Accuracies are in [0, 1];
-    `partly_visible` counts the squares of class 0 of which some pixel stays visible.
+    hidden "whole". The latter needs to know the squares: it is a diagnosis, not a method. `partly_visible` counts the
+    squares of class 0 of which some pixel stays visible.
     """
-    setting = runs[0].setting
     by_seed = {run.seed: run for run in runs}
-    inputs: dict[int, tuple[Tensor, ...]] = {}  # of the seed at hand; none if every row of it is on file
 
     def measure(condition: dict) -> dict:
         run = by_seed[condition["seed"]]
-        if run.seed not in inputs:
-            inputs.clear()
-            data = load_data(setting.erm, run.seed)
-            images, on_class_0 = data.images.to(best_device()), (data.squares & (data.labels == 0)).to(best_device())
-            inputs[run.seed] = images, data.labels.to(best_device()), on_class_0, find_masks(run.erm.model, images)[:]
-        images, labels, on_class_0, masks = inputs[run.seed]
-        corner = masks[on_class_0, :SQUARE, :SQUARE]
+        _, labels, squares, _ = _inputs(run)
+        marked = squares & (labels == 0)
+        masks = _found(run)[:]
+        visible = int((~masks[marked, :SQUARE, :SQUARE]).any(2).any(1).sum())
         if condition["squares"] == "whole":
-            masks = masks.clone()
-            masks[on_class_0, :SQUARE, :SQUARE] = True
-        state = start_finetune(setting.erm, run.erm)
-        state.epoch += condition["order"]  # the order of the samples follows the epoch's number
-        train_epoch(state, images, labels, masks=masks, lr=setting.finetune.lr, batch_size=setting.erm.batch_size,
-                    seed=run.seed)
-        accuracies = {name: score(guesses[0], tests[name].labels, tests[name].groups).average
-                      for name, guesses in predict([state], tests).items()}
-        return {"partly_visible": int((~corner).any(2).any(1).sum()), **accuracies}
+            masks[marked, :SQUARE, :SQUARE] = True
+        seen = _finetuned(run, tests, masks, order=condition["order"])
+        return {"partly_visible": visible, "raw": seen["raw"], "malicious": seen["malicious"]}
 
-    return measured(RESULTS / f"{setting.name}-order.json", (
+    return measured(RESULTS / f"{runs[0].setting.name}-order.json", (
         {"seed": run.seed, "squares": squares, "order": order, "erm": run.erm.digest()[:16]}
         for run in runs for squares in ("as found", "whole") for order in range(ORDERS)), measure)
+
+
+def _inputs(run: Run) -> tuple[Tensor, ...]:
+    return _training_data(run.setting, run.seed)
+
+
+@lru_cache(maxsize=1)
+def _training_data(setting: Setting, seed: int) -> tuple[Tensor, ...]:
+    """Images, labels, squares and groups, on the device; of the setting and seed at hand, for there are many."""
+    data = load_data(setting.erm, seed)
+    return tuple(tensor.to(best_device()) for tensor in (data.images, data.labels, data.squares, data.groups))
+
+
+@lru_cache(maxsize=1)
+def _found(run: Run) -> Masks:
+    """The masks of MaskTune as it is, of the run at hand."""
+    return find_masks(run.erm.model, _inputs(run)[0])
+
+
+def _accuracies(state: State, tests: dict) -> dict[str, float]:
+    scored = {name: score(guesses[0], tests[name].labels, tests[name].groups)
+              for name, guesses in predict([state], tests).items()}
+    return {**{name: one.average for name, one in scored.items()}, "worst": min(one.worst for one in scored.values())}
+
+
+def _finetuned(run: Run, tests: dict, masks: Masks | Tensor | None, frozen: bool = False, order: int = 0) -> dict:
+    """One epoch from the run's ERM, and what came of it; `order` 0 of the samples is the published run's."""
+    images, labels, squares, _ = _inputs(run)
+    state = start_finetune(run.setting.erm, run.erm)
+    for part in state.model.modules() if frozen else ():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval().train = lambda mode=True, part=part: part  # stays in eval mode, whatever the model is put into
+    state.epoch += order  # the order of the samples follows the epoch's number
+    train_epoch(state, images, labels, masks=masks, lr=run.setting.finetune.lr, seed=run.seed,
+                batch_size=run.setting.erm.batch_size)
+    seen = _accuracies(state, tests)
+    if isinstance(masks, Masks):
+        marked = squares & (labels == 0)
+        seen |= {"hidden": masks.share(), "squares_covered": masks.mean(marked)[:SQUARE, :SQUARE].mean().item()}
+    return seen
+
+
+def _masks_of(cam: str, run: Run, batch_size: int = 500) -> Masks:
+    """The masks of the training images by another CAM; see `cam_study`."""
+    images, labels, _, _ = _inputs(run)
+    if cam == "XGradCAM":
+        return _found(run)
+    import pytorch_grad_cam  # here: no training needs it, and it takes seconds
+
+    model = copy.deepcopy(run.erm.model).eval()  # the library's classes leave traces
+    draw = generator(run.seed, "random maps")
+
+    def heat(batch: slice) -> Tensor:
+        if cam == "random":
+            coarse = torch.rand(len(labels[batch]), 1, 8, 8, generator=draw).to(images.device)
+            return unit_range(F.interpolate(coarse, images.shape[2:], mode="bilinear", align_corners=False)[:, 0])
+        if cam == "label":
+            return xgradcam(model, pixels(images[batch]), classes=labels[batch])
+        return torch.from_numpy(explain(pixels(images[batch]), targets=None)).to(images.device)
+
+    masks = Masks((len(images), *images.shape[2:]), device=images.device)
+    with ExitStack() as stack:
+        if cam not in ("random", "label"):
+            explain = stack.enter_context(getattr(pytorch_grad_cam, cam)(model, [model.saliency_layer]))
+        for start in tqdm(range(0, len(images), batch_size), desc=cam, leave=False, position=0):
+            batch = slice(start, start + batch_size)
+            masks[batch] = hottest(heat(batch))
+    return masks
+
+
+def _refit_last_layer(model: nn.Module, images: Tensor, labels: Tensor, groups: Tensor, seed: int) -> None:
+    """Deep feature reweighting (Kirichenko et al. 2023) of SmallCNN, in place: the mean of ten logistic regressions.
+
+    Each is fitted to as many images of every group as the smallest has, with the L2 penalty 1 (the authors tune an L1).
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    body = copy.deepcopy(model)
+    body.linear[-1] = nn.Identity()
+    members = [torch.nonzero(groups == group).flatten() for group in range(4)]
+    size, draw = min(map(len, members)), generator(seed, "dfr")
+    lines = []
+    for _ in range(DFR_DRAWS):
+        chosen = torch.cat([group[torch.randperm(len(group), generator=draw)[:size].to(group.device)]
+                            for group in members])
+        fit = LogisticRegression(max_iter=1000).fit(infer(body, images[chosen]).cpu(), labels[chosen].cpu())
+        lines.append(torch.from_numpy(numpy.append(fit.coef_[0], fit.intercept_)))
+    *weight, bias = torch.stack(lines).mean(0)
+    with torch.no_grad():
+        model.linear[-1].weight.copy_(torch.stack([torch.zeros(len(weight)), torch.stack(weight)]))
+        model.linear[-1].bias.copy_(torch.stack([torch.tensor(0.0), bias]))

@@ -154,3 +154,29 @@ def photographs(measured: dict[str, dict[str, dict[str, list[float]]]]) -> str:
             [title, method, *(summarize(values[name]) for name in names), len(values[names[0]])]
             for method, values in methods.items()]))
     return "\n\n".join(blocks)
+
+
+def study(rows: Sequence[dict], vary: str, named: dict[str, str]) -> str:
+    """A study's rows, in percent, mean ± std over seeds: one line for each setting and each value of what is varied.
+
+    vary: the key whose values are the variations; named: {setting name: title}.
+    """
+    columns = {"hidden": "pixels hidden", "squares_covered": "squares' pixels hidden", "raw": "raw",
+               "malicious": "malicious", "worst": "worst group"}
+    columns = {key: title for key, title in columns.items() if any(key in row for row in rows)}
+    cells = []
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        for value in dict.fromkeys(row[vary] for row in rows):
+            seeds = [row for row in rows if row["setting"] == setting and row[vary] == value]
+            cells.append([named[setting], value, *(summarize([row[key] for row in seeds]) if key in seeds[0] else ""
+                                                   for key in columns), len(seeds)])
+    return markdown(["training set", vary, *columns.values(), "n"], cells)
+
+
+def sweep(rows: Sequence[dict], vary: str, named: dict[str, str]) -> dict[str, dict[str, Tensor]]:
+    """The same for a figure: {setting title: {test set: (seeds, values)}}."""
+    return {named[setting]: {test_set: torch.tensor([[row[test_set] for row in rows
+                                                      if row["setting"] == setting and row["seed"] == seed]
+                                                     for seed in dict.fromkeys(row["seed"] for row in rows)])
+                             for test_set in ("raw", "malicious")}
+            for setting in dict.fromkeys(row["setting"] for row in rows)}

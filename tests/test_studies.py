@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -25,15 +26,75 @@ def test_a_study_is_measured_once_row_by_row(tmp_path):
     assert studies.measured(path, [{"x": 2}], None) == rows[1:2]
 
 
-def test_order_study(run, setting, tmp_path, monkeypatch):
+@pytest.fixture
+def tests(setting, tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "RESULTS", tmp_path)
+    return experiments.load_tests(setting)
+
+
+def own(run, tests) -> float:
+    """MaskTune's accuracy on malicious, as the run itself has it."""
+    tuned = experiments.predict([run.masktune], tests)["malicious"][0]
+    return (tuned == tests["malicious"].labels).double().mean().item()
+
+
+def test_order_study(run, tests, monkeypatch):
     monkeypatch.setattr(studies, "ORDERS", 2)
-    tests = experiments.load_tests(setting)
     rows = studies.order_study([run], tests)
     assert [(row["squares"], row["order"]) for row in rows] == [
         ("as found", 0), ("as found", 1), ("whole", 0), ("whole", 1)]
-    tuned = experiments.predict([run.masktune], tests)["malicious"][0]
-    assert rows[0]["malicious"] == (tuned == tests["malicious"].labels).double().mean()  # order 0 is the run's own
+    assert rows[0]["malicious"] == own(run, tests)  # order 0 is the run's own
     assert len({row["malicious"] for row in rows}) > 1
     monkeypatch.setattr(studies, "find_masks", None)
     assert studies.order_study([run], tests) == rows  # loaded
+
+
+def test_threshold_study(run, tests):
+    rows = studies.threshold_study([run], tests)
+    assert [row["k"] for row in rows] == list(studies.THRESHOLDS)
+    hidden = [row["hidden"] for row in rows]
+    assert hidden == sorted(hidden, reverse=True)
+    assert hidden[0] > hidden[-1]
+    assert rows[4]["malicious"] == own(run, tests)  # k = 2
+    assert rows[4]["hidden"] == pytest.approx(run.masktune.history["hidden"][0])
+    assert rows[4]["squares_covered"] > 0.9
+
+
+def test_cam_study(run, tests):
+    rows = {row["cam"]: row for row in studies.cam_study([run], tests)}
+    assert list(rows) == [*studies.CAMS, "label"]
+    assert rows["XGradCAM"]["malicious"] == own(run, tests)
+    assert rows["random"]["squares_covered"] < 0.3 < rows["GradCAM"]["squares_covered"]
+    assert len({row["hidden"] for row in rows.values()}) == len(rows)  # no two heat maps are the same
+    assert not run.erm.model.saliency_layer._forward_hooks
+
+
+def test_batchnorm_study(run, tests, monkeypatch):
+    states = []
+    train_epoch = studies.train_epoch
+    monkeypatch.setattr(studies, "train_epoch", lambda state, *rest, **options: (
+        states.append(state), train_epoch(state, *rest, **options)))
+    gentle = replace(run.setting.finetune, lr=0.001)  # after so short an ERM, frozen statistics diverge at 0.01
+    moving, frozen = studies.batchnorm_study([replace(run, setting=replace(run.setting, finetune=gentle))], tests)
+    assert moving["malicious"] != frozen["malicious"]
+    before = int(run.erm.model.backbone[1].num_batches_tracked)
+    assert [int(state.model.backbone[1].num_batches_tracked) - before for state in states] == [43, 0]
+
+
+def test_iteration_study(run, tests):
+    apart, together = studies.iteration_study([run], tests)
+    assert apart["malicious"][0] == together["malicious"][0] == own(run, tests)
+    assert len(apart["malicious"]) == len(together["hidden"]) == studies.ITERATIONS
+    assert together["hidden"] == sorted(together["hidden"])
+    assert together["hidden"][2] > apart["hidden"][2]
+
+
+def test_reference_study(run, setting, tests):
+    plain, refitted = studies.reference_study([run], tests)
+    assert "hidden" not in plain
+    erm = experiments.predict([run.erm], tests)["malicious"][0]
+    before = (erm == tests["malicious"].labels).double().mean().item()
+    assert refitted["malicious"] > before + 0.05
+    assert plain["malicious"] != refitted["malicious"]
+    groupless = replace(run, setting=replace(setting, erm=replace(setting.erm, class_mix_ratio=0.0)))
+    assert studies.reference_study([groupless], tests) == []
