@@ -8,6 +8,7 @@ import copy
 import json
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from src.datasets import SQUARE
-from src.experiments import Run, load_data, predict, start_finetune
+from src.experiments import Run, load_data, new_model, predict, start_finetune
 from src.files import write_whole
 from src.masks import Masks
 from src.masktune import find_masks, hottest, masktune_epoch
@@ -27,13 +28,15 @@ from src.recipes import Setting
 from src.saliency import unit_range, xgradcam
 from src.seeding import generator
 from src.state import State
-from src.training import best_device, environment, infer, pixels, train_epoch
+from src.training import best_device, environment, infer, pixels, sgd, train_epoch
 
 RESULTS = Path("results")
 ORDERS = 5  # of the fine-tune's samples
 THRESHOLDS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # k in m + k s
 CAMS = ("XGradCAM", "GradCAM", "GradCAMPlusPlus", "LayerCAM", "EigenCAM", "random")  # grad-cam's classes, and chance
 ITERATIONS = 3  # official code: 1 to 3
+RATIOS = (0.0, 0.001, 0.01, 0.05, 0.2)  # of conflicting images
+RATIO_EPOCHS = 10
 DFR_DRAWS = 10  # of balanced subsets, averaged (Kirichenko et al. 2023)
 
 
@@ -124,6 +127,30 @@ def reference_study(runs: list[Run], tests: dict) -> list[dict]:
 
     return study("reference", [run for run in runs if run.setting.erm.class_mix_ratio > 0],
                  ({"training": kind} for kind in ("plain", "DFR")), vary)
+
+
+def ratio_study(setting: Setting, tests: dict) -> list[dict]:
+    """ERM and MaskTune with other shares of conflicting images; ERM for 10 epochs at its first LR, to be affordable.
+
+    `erm_raw` and so on are ERM's accuracies, the plain names MaskTune's.
+    """
+    def measure(condition: dict) -> dict:
+        erm = replace(setting.erm, class_mix_ratio=condition["ratio"])
+        data = load_data(erm, condition["seed"])
+        images, labels = data.images.to(best_device()), data.labels.to(best_device())
+        model = new_model(condition["seed"], erm.model)
+        state = State(model, sgd(model, erm.momentum, erm.weight_decay))
+        options = dict(lr=erm.lr, batch_size=erm.batch_size, seed=condition["seed"])
+        for _ in tqdm(range(condition["epochs"]), desc=f"{condition}", leave=False, position=0):
+            train_epoch(state, images, labels, **options)
+            state.finish_epoch()
+        before = {f"erm_{name}": value for name, value in _accuracies(state, tests).items()}
+        masktune_epoch(state, images, labels, **options | {"lr": setting.finetune.lr})
+        return {**before, "hidden": state.masks.share(), **_accuracies(state, tests)}
+
+    return measured(RESULTS / "ratio.json", (
+        {"setting": setting.name, "ratio": ratio, "seed": seed, "epochs": RATIO_EPOCHS}
+        for ratio in RATIOS for seed in setting.seeds), measure)
 
 
 def order_study(runs: list[Run], tests: dict) -> list[dict]:

@@ -53,7 +53,7 @@ pixels = training.pixels
 training.pixels = lambda *arguments: pixels(*arguments).double()
 state = State(model.double(), training.sgd(model, 0.9, 1e-4))
 trained = training.train_epoch(
-    state, data.images[:310], data.labels[:310], masks=random_masks(310, 28, seed=0, epoch=0), lr=0.01, batch_size=32,
+    state, data.images[:309], data.labels[:309], masks=random_masks(309, 28, seed=0, epoch=0), lr=0.01, batch_size=32,
     seed=0, augmentation=Augmentation(side=28))
 if parallel.rank() == 0:
     torch.save((seen, (state.model.state_dict(), state.optimizer.state_dict()["state"], state.losses, trained)),

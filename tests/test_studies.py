@@ -98,3 +98,11 @@ def test_reference_study(run, setting, tests):
     assert plain["malicious"] != refitted["malicious"]
     groupless = replace(run, setting=replace(setting, erm=replace(setting.erm, class_mix_ratio=0.0)))
     assert studies.reference_study([groupless], tests) == []
+
+
+def test_ratio_study(setting, tests, monkeypatch):
+    monkeypatch.setattr(studies, "RATIOS", (0.0, 0.2))
+    monkeypatch.setattr(studies, "RATIO_EPOCHS", 2)
+    none, many = studies.ratio_study(replace(setting, seeds=(0,)), tests)
+    assert none["erm_malicious"] < many["erm_malicious"]  # one image in five contradicts the square
+    assert none["malicious"] > none["erm_malicious"] + 0.1
