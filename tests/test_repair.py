@@ -32,7 +32,8 @@ def train(folder):
     return load_folder(folder / "train", side=64)
 
 
-def test_a_folder_is_decoded_once_into_bytes(folder, train):
+def test_a_folder_is_decoded_once_into_bytes(folder, train, tmp_path):
+    assert torch.equal(load_folder(folder / "train", side=64, cache=tmp_path / "cache").images, train.images)
     assert train.images.shape == (40, 3, 64, 64)
     assert train.images.dtype == torch.uint8
     assert train.classes == ("cross", "disc")

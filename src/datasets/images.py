@@ -11,6 +11,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
+from src.datasets.cache import cached
 from src.datasets.view import View, decode, fit
 
 
@@ -27,11 +28,13 @@ class Images:
         return len(self.labels)
 
 
-def load_folder(root: Path | str, side: int, classes: Sequence[str] | None = None) -> Images:
+def load_folder(root: Path | str, side: int, classes: Sequence[str] | None = None, cache: Path | str | None = None
+                ) -> Images:
     """Load `root/class/*.jpg` (or png, ...): the shorter side scaled to `side` pixels, the middle cut out.
 
     Args:
         classes: those that must be there, such as `train.classes` for a test set, so that labels mean the same.
+        cache: a file to decode into, once and in parallel, and to map the images from; see `cached`.
 
     Raises:
         FileNotFoundError: there are no class folders with images.
@@ -40,9 +43,10 @@ def load_folder(root: Path | str, side: int, classes: Sequence[str] | None = Non
     folder = ImageFolder(root)
     if classes is not None and list(classes) != folder.classes:
         raise ValueError(f"{root} has the classes {', '.join(folder.classes)}; {', '.join(classes)} are wanted")
-    images = [decode(Path(path), View(side, side)) for path, _ in tqdm(folder.samples, desc="decode", leave=False,
-                                                                       position=0)]
-    return Images(torch.stack(images), torch.tensor(folder.targets), tuple(folder.classes))
+    paths, view = [Path(path) for path, _ in folder.samples], View(side, side)
+    images = cached(paths, view, Path(cache)) if cache else torch.stack(
+        [decode(path, view) for path in tqdm(paths, desc="decode", leave=False, position=0)])
+    return Images(images, torch.tensor(folder.targets), tuple(folder.classes))
 
 
 def save_folder(root: Path | str, images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
