@@ -180,3 +180,13 @@ def sweep(rows: Sequence[dict], vary: str, named: dict[str, str]) -> dict[str, d
                                                      for seed in dict.fromkeys(row["seed"] for row in rows)])
                              for test_set in ("raw", "malicious")}
             for setting in dict.fromkeys(row["setting"] for row in rows)}
+
+
+def each_iteration(rows: Sequence[dict]) -> list[dict]:
+    """The iteration study's rows, which hold lists, as one row an iteration: "1", "2", "2, accumulated" and so on."""
+    flat = []
+    for row in rows:
+        for i in range(int(row["accumulate"]), len(row["raw"])):  # the first is the same for both
+            values = {key: row[key][i] for key in ("hidden", "raw", "malicious", "worst")}
+            flat.append({**row, **values, "iteration": f"{i + 1}{', accumulated' if row['accumulate'] else ''}"})
+    return flat

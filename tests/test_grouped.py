@@ -136,7 +136,7 @@ def test_imagenet9(tmp_path):
     assert train.load(View(16, 16), tmp_path / "cache").images.shape == (9, 3, 16, 16)
     with pytest.warns(UserWarning, match=r"has 9 images; published: 4,050"):
         assert len(ImageNet9(tmp_path, "mixed_rand")) == 9
-    with pytest.raises(FileNotFoundError, match=r"bg_challenge/original/val is missing; linked from"):
+    with pytest.raises(FileNotFoundError, match=r"bg_challenge/original/val is missing; in9l.tar.gz"):
         ImageNet9(tmp_path, "original")
     with pytest.raises(ValueError, match="variant='mixed' is unknown"):
         ImageNet9(tmp_path, "mixed")

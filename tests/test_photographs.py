@@ -45,7 +45,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(place):
-    return run(small(WATERBIRDS, epochs=8, batch_size=32, lr=0.01), seed=0)
+    return run(small(WATERBIRDS, epochs=4, batch_size=32, lr=0.01), seed=0)
 
 
 def test_from_files_to_the_table(trained, place, monkeypatch):

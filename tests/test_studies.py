@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from src import experiments, studies
+from src import experiments, studies, tables
 
 
 def test_a_study_is_measured_once_row_by_row(tmp_path):
@@ -87,6 +87,12 @@ def test_iteration_study(run, tests):
     assert len(apart["malicious"]) == len(together["hidden"]) == studies.ITERATIONS
     assert together["hidden"] == sorted(together["hidden"])
     assert together["hidden"][2] > apart["hidden"][2]
+    rows = tables.each_iteration([apart, together])
+    assert [row["iteration"] for row in rows] == ["1", "2", "3", "2, accumulated", "3, accumulated"]
+    assert rows[-1]["malicious"] == together["malicious"][2]
+    shown = tables.study(rows, "iteration", {run.setting.name: "random"}).split("\n")
+    assert len(shown) == 2 + 5
+    assert shown[-1].startswith(f"| random | 3, accumulated | {100 * together['hidden'][2]:.1f} |")
 
 
 def test_reference_study(run, setting, tests):

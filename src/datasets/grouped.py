@@ -48,11 +48,11 @@ class Grouped:
                           f"images; published: {' or '.join(map(str, map(list, published)))}. Results will not "
                           "compare", stacklevel=3)
 
-    def _check_files(self, source: str, size: str) -> None:
+    def _check_files(self, source: str) -> None:
         missing = [path for path in self.paths if not path.exists()]
         if missing:
             raise FileNotFoundError(f"{type(self).__name__}: {len(missing):,} of {len(self):,} images are missing, "
-                                    f"such as {missing[0]}; {source}, {size}")
+                                    f"such as {missing[0]}; {source}")
 
 
 class Waterbirds(Grouped):
@@ -72,7 +72,7 @@ class Waterbirds(Grouped):
         ValueError: an unknown split, or a column is missing or holds what it should not.
     """
 
-    SOURCE = "from nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz"
+    SOURCE = "from nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz, about 0.5 GB"
     PUBLISHED: ClassVar = {"train": ((3498, 184, 56, 1057), (3550, 187, 52, 961)),
                            "val": ((467, 466, 133, 133), (470, 472, 122, 124)),
                            "test": ((2255, 2255, 642, 642), (2255, 2264, 581, 583))}  # original, corrected
@@ -85,7 +85,7 @@ class Waterbirds(Grouped):
         super().__init__([root / row["img_filename"] for row in chosen], [_bit(row, "y") for row in chosen],
                          [_bit(row, "place") for row in chosen], ("landbird", "waterbird"), ("land", "water"))
         self._check_counts(self.PUBLISHED[split])
-        self._check_files(self.SOURCE, "about 0.5 GB")
+        self._check_files(self.SOURCE)
 
 
 class CelebA(Grouped):
@@ -103,7 +103,7 @@ class CelebA(Grouped):
         ValueError: an unknown split, or the lists do not fit each other.
     """
 
-    SOURCE = "from mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or Kaggle's jessicali9530/celeba-dataset"
+    SOURCE = "from mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or Kaggle's jessicali9530/celeba-dataset, about 1.4 GB"
     PUBLISHED: ClassVar = {"train": ((71_629, 66_874, 22_880, 1_387),), "val": ((8_535, 8_276, 2_874, 182),),
                            "test": ((9_767, 7_535, 2_480, 180),)}
 
@@ -122,13 +122,14 @@ class CelebA(Grouped):
                          [_bit(row, "Blond_Hair", "-1") for row in chosen],
                          [_bit(row, "Male", "-1") for row in chosen], ("not blond", "blond"), ("female", "male"))
         self._check_counts(self.PUBLISHED[split])
-        self._check_files(self.SOURCE, "about 1.4 GB")
+        self._check_files(self.SOURCE)
 
 
 class ImageNet9(Grouped):
     """ImageNet-9 and the test sets of the Background Challenge (Xiao et al. 2021): nine super-classes.
 
     Input: RGB photographs. Labels: the nine folders, in their order. There is no attribute; the group is the class.
+    Images are ImageNet's, and so are the terms: non-commercial research and education.
 
     Args:
         root: the folder with `in9l/` (training) or with the variants of `bg_challenge/`.
@@ -139,7 +140,8 @@ class ImageNet9(Grouped):
         ValueError: an unknown variant, or not the nine classes.
     """
 
-    SOURCE = "linked from github.com/MadryLab/backgrounds_challenge"
+    SOURCE = ("in9l.tar.gz (training) and backgrounds_challenge_data.tar.gz (tests) are linked from "
+              "github.com/MadryLab/backgrounds_challenge")
     VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t")
 
     def __init__(self, root: Path | str, variant: str = "train") -> None:
