@@ -159,18 +159,21 @@ def photographs(measured: dict[str, dict[str, dict[str, list[float]]]]) -> str:
 def study(rows: Sequence[dict], vary: str, named: dict[str, str]) -> str:
     """A study's rows, in percent, mean ± std over seeds: one line for each setting and each value of what is varied.
 
+    "lowest": of the seeds, on malicious.
+
     vary: the key whose values are the variations; named: {setting name: title}.
     """
-    columns = {"hidden": "pixels hidden", "squares_covered": "squares' pixels hidden", "raw": "raw",
-               "malicious": "malicious", "worst": "worst group"}
+    columns = {"erm_raw": "ERM raw", "erm_malicious": "ERM malicious", "hidden": "pixels hidden",
+               "squares_covered": "squares' pixels hidden", "raw": "raw", "malicious": "malicious", "worst": "worst group"}
     columns = {key: title for key, title in columns.items() if any(key in row for row in rows)}
     cells = []
     for setting in dict.fromkeys(row["setting"] for row in rows):
         for value in dict.fromkeys(row[vary] for row in rows):
             seeds = [row for row in rows if row["setting"] == setting and row[vary] == value]
             cells.append([named[setting], value, *(summarize([row[key] for row in seeds]) if key in seeds[0] else ""
-                                                   for key in columns), len(seeds)])
-    return markdown(["training set", vary, *columns.values(), "n"], cells)
+                                                   for key in columns),
+                          f"{100 * min(row['malicious'] for row in seeds):.1f}", len(seeds)])
+    return markdown(["training set", vary, *columns.values(), "lowest", "n"], cells)
 
 
 def sweep(rows: Sequence[dict], vary: str, named: dict[str, str]) -> dict[str, dict[str, Tensor]]:
