@@ -209,9 +209,13 @@ def _finetuned(run: Run, tests: dict, masks: Masks | Tensor | None, frozen: bool
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.eval().train = lambda mode=True, part=part: part  # stays in eval mode, whatever the model is put into
     state.epoch += order  # the order of the samples follows the epoch's number
-    train_epoch(state, images, labels, masks=masks, lr=run.setting.finetune.lr, seed=run.seed,
-                batch_size=run.setting.erm.batch_size)
-    seen = _accuracies(state, tests)
+    seen = {}
+    try:
+        train_epoch(state, images, labels, masks=masks, lr=run.setting.finetune.lr, seed=run.seed,
+                    batch_size=run.setting.erm.batch_size)
+    except FloatingPointError:  # here a finding: such a model says "0-4" to everything
+        seen["diverged"] = True
+    seen |= _accuracies(state, tests)
     if isinstance(masks, Masks):
         marked = squares & (labels == 0)
         seen |= {"hidden": masks.share(), "squares_covered": masks.mean(marked)[:SQUARE, :SQUARE].mean().item()}

@@ -163,8 +163,8 @@ def study(rows: Sequence[dict], vary: str, named: dict[str, str]) -> str:
 
     vary: the key whose values are the variations; named: {setting name: title}.
     """
-    columns = {"erm_raw": "ERM raw", "erm_malicious": "ERM malicious", "hidden": "pixels hidden",
-               "squares_covered": "squares' pixels hidden", "raw": "raw", "malicious": "malicious", "worst": "worst group"}
+    columns = {"erm_raw": "ERM raw", "erm_malicious": "ERM malicious", "hidden": "pixels hidden", "squares_covered":
+               "squares' pixels hidden", "raw": "raw", "malicious": "malicious", "worst": "worst group"}
     columns = {key: title for key, title in columns.items() if any(key in row for row in rows)}
     cells = []
     for setting in dict.fromkeys(row["setting"] for row in rows):

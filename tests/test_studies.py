@@ -74,11 +74,19 @@ def test_batchnorm_study(run, tests, monkeypatch):
     train_epoch = studies.train_epoch
     monkeypatch.setattr(studies, "train_epoch", lambda state, *rest, **options: (
         states.append(state), train_epoch(state, *rest, **options)))
-    gentle = replace(run.setting.finetune, lr=0.001)  # after so short an ERM, frozen statistics diverge at 0.01
-    moving, frozen = studies.batchnorm_study([replace(run, setting=replace(run.setting, finetune=gentle))], tests)
-    assert moving["malicious"] != frozen["malicious"]
+    moving, frozen = studies.batchnorm_study([run], tests)
+    assert moving["malicious"] == own(run, tests)
+    assert frozen["malicious"] != moving["malicious"]
     before = int(run.erm.model.backbone[1].num_batches_tracked)
     assert [int(state.model.backbone[1].num_batches_tracked) - before for state in states] == [43, 0]
+
+
+def test_a_model_that_diverges_is_a_row_too(run, tests, monkeypatch):
+    far = replace(run, setting=replace(run.setting, finetune=replace(run.setting.finetune, lr=1e30)))
+    monkeypatch.setattr(studies, "_inputs", lambda _: studies._training_data(run.setting, run.seed))
+    seen = studies._finetuned(far, tests, None)
+    assert seen["diverged"]
+    assert seen["malicious"] == (tests["malicious"].labels == 0).double().mean().item()
 
 
 def test_iteration_study(run, tests):

@@ -116,7 +116,8 @@ class _Cache:
         whole = dict(re.findall("([0-9a-f]{64}) ([0-9a-f]{64})\n", self.journal.read_text(errors="replace")))
         with warnings.catch_warnings():  # around all threads: within each, it would be undone out of order
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            index = self._each(lambda chunk, part: self._finish(part, chunk, whole.get(chunk)), desc=f"decode, {self.size / 1e6:,.0f} MB")
+            index = self._each(lambda chunk, part: self._finish(part, chunk, whole.get(chunk)),
+                               desc=f"decode, {self.size / 1e6:,.0f} MB")
         content = {"shape": self.shape, "view": asdict(self.view), "chunks": index}
         write_whole(self.index, json.dumps(content, indent=1).encode())
         put_in_place(self.partial, self.file)  # before the journal goes
