@@ -1,5 +1,6 @@
 """The figures: each function returns one. Heat maps share one colour scale, masks are white where pixels are hidden."""
 
+import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -161,7 +162,7 @@ def benchmark(result: dict) -> Figure:
         bars = axis.bar([j + 0.4 * (i - 0.5) for j in range(len(tasks))], speeds, 0.38, color=colour, label=side)
         axis.bar_label(bars, [f"{speed:,.0f}" for speed in speeds], fontsize=9)
     axis.set(yscale="log", ylabel="images per second", xticks=range(len(tasks)),
-             xticklabels=[task["task"] for task in tasks])
+             xticklabels=[textwrap.fill(task["task"], 14) for task in tasks])
     axis.margins(y=0.15)
     axis.legend(loc="upper left")
     return figure

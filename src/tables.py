@@ -159,7 +159,7 @@ def photographs(measured: dict[str, dict[str, dict[str, list[float]]]]) -> str:
 def study(rows: Sequence[dict], vary: str, named: dict[str, str]) -> str:
     """A study's rows, in percent, mean ± std over seeds: one line for each setting and each value of what is varied.
 
-    "lowest": of the seeds, on malicious.
+    "lowest malicious": of the seeds.
 
     vary: the key whose values are the variations; named: {setting name: title}.
     """
@@ -173,7 +173,7 @@ def study(rows: Sequence[dict], vary: str, named: dict[str, str]) -> str:
             cells.append([named[setting], value, *(summarize([row[key] for row in seeds]) if key in seeds[0] else ""
                                                    for key in columns),
                           f"{100 * min(row['malicious'] for row in seeds):.1f}", len(seeds)])
-    return markdown(["training set", vary, *columns.values(), "lowest", "n"], cells)
+    return markdown(["training set", vary, *columns.values(), "lowest malicious", "n"], cells)
 
 
 def sweep(rows: Sequence[dict], vary: str, named: dict[str, str]) -> dict[str, dict[str, Tensor]]:
