@@ -1,6 +1,5 @@
 """The benchmarks of photographs, in their exact layouts at a miniature size; real metadata where they are at hand."""
 
-import csv
 import zipfile
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from src.datasets import CelebA, ImageNet9, Waterbirds
 from src.datasets.view import View
 from src.metrics import adjusted_average
 from tests.conftest import REPOSITORY
+from tests.miniature import write_csv
 
 FIXED = REPOSITORY.parent / "shared" / "waterbirds" / "waterbirds_fixed.csv.zip"
 ROWS = [  # img_filename, y, split, place
@@ -23,11 +23,6 @@ FACES = [("000001.jpg", -1, 1, 0), ("000002.jpg", 1, -1, 0), ("000003.jpg", 1, 1
 def picture(path: Path, mode: str = "RGB") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, (90, 70), 60 if mode == "L" else None).save(path)
-
-
-def write_csv(path: Path, rows: list) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
 
 
 @pytest.fixture
