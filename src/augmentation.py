@@ -95,6 +95,64 @@ class Augmentation:
         return (2 * pixel + 1) / size - 1  # -1 and 1 are the image's edges, not the centres of its outer pixels
 
 
+@dataclass(frozen=True)
+class Affine:
+    """A flip, a turn and a shift of small images: torchvision's RandomHorizontalFlip and RandomAffine.
+
+    As there, pixels are moved without interpolation, and those from outside are black. `draw` and the call are pure, as
+    those of `Augmentation`.
+
+    Raises:
+        ValueError: a field is not valid.
+    """
+
+    degrees: float = 0.0  # the angle is drawn from ± degrees
+    shift: float = 0.0  # pixels; drawn from ± shift on both axes, then rounded. 4.5: RandomCrop(padding=4)
+    flip: float = 0.0  # probability of a horizontal flip
+
+    def __post_init__(self) -> None:
+        for name, good, valid in (("degrees", 0 <= self.degrees <= 180, "in [0, 180]"),
+                                  ("shift", 0 <= self.shift < math.inf, "a number of pixels, not negative"),
+                                  ("flip", 0 <= self.flip <= 1, "a probability, in [0, 1]")):
+            if not good:
+                raise ValueError(f"Affine: {name}={getattr(self, name)!r}; it is {valid}")
+
+    def draw(self, n: int, height: int, width: int, seed: int, epoch: int) -> Tensor:
+        """Return what happens to each of n images in an epoch: (n, 4) float32, on the CPU.
+
+        The columns: the angle in radians, clockwise; the shift to the right and downwards, whole pixels; 1 where the
+        image is flipped, else 0. Row i is the same whatever n is, and of whatever size images are.
+        """
+        uniform = torch.rand(n, 4, generator=generator(seed, "augmentation", epoch), dtype=torch.float64)
+        angle = _between(uniform[:, :1], -math.radians(self.degrees), math.radians(self.degrees))
+        shift = _between(uniform[:, 1:3], -self.shift, self.shift).round()
+        return torch.cat([angle, shift, uniform[:, 3:] < self.flip], 1).float()
+
+    def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """Return the images as drawn, first flipped, then turned about the middle, then shifted: (B, 3, H, W), likewise.
+
+        drawn: (B, 4), the rows of `draw` for these images, on their device. The result is channels_last.
+
+        Raises:
+            ValueError: `drawn` is not one row for each image.
+        """
+        if drawn.shape != (len(images), 4):
+            raise ValueError(f"drawn is {tuple(drawn.shape)}; {(len(images), 4)} is wanted, one row of draw() for each "
+                             "image")
+        height, width = images.shape[2:]
+        angle, right, down, flipped = drawn.double()[:, :, None, None].unbind(1)
+        middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
+        x = torch.arange(width, device=images.device) - middle_x - right  # (B, 1, W)
+        y = torch.arange(height, device=images.device)[:, None] - middle_y - down  # (B, H, 1)
+        column = (angle.cos() * x + angle.sin() * y + middle_x).round()  # where each pixel comes from: (B, H, W)
+        row = (angle.cos() * y - angle.sin() * x + middle_y).round()
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        column = torch.where(flipped > 0, width - 1 - column, column)
+        source = torch.where(inside, row * width + column, 0).long().flatten(1)[:, :, None].expand(-1, -1, 3)
+        found = images.permute(0, 2, 3, 1).flatten(1, 2).gather(1, source).view(len(images), height, width, 3)
+        return found.masked_fill_(~inside[..., None], 0).permute(0, 3, 1, 2)
+
+
 def _between(uniform: Tensor, low: float, high: float) -> Tensor:
     return low + uniform * (high - low)
 

@@ -15,10 +15,11 @@ from src.datasets import SQUARE, CelebA, DataUnavailable, ImageNet9, SpuriousDig
 from src.datasets.grouped import Grouped
 from src.datasets.images import Images
 from src.datasets.mnist import ensure_mnist
+from src.datasets.small import small_pictures
 from src.datasets.square import SpuriousSquare
 from src.masktune import masktune_epoch, randmask_epoch
-from src.models import ResNet50, SmallCNN
-from src.recipes import DIGITS, FINETUNE_LRS, MNIST, Erm, FineTune, PhotographErm, Setting
+from src.models import ResNet32, ResNet50, SmallCNN
+from src.recipes import DIGITS, FINETUNE_LRS, MNIST, Erm, FineTune, PhotographErm, SelectiveErm, Setting
 from src.seeding import generator
 from src.state import State
 from src.training import best_device, infer, room_for, sgd, train_epoch
@@ -26,7 +27,7 @@ from src.training import best_device, infer, room_for, sgd, train_epoch
 CHECKPOINTS = Path("checkpoints")
 DATA = Path("data")
 LATER = {"precision": "fp32", "classes": 2, "weights": None, "augmentation": None,
-         "select": "last"}  # fields that files written before them lack, with what they had
+         "optimizer": "SGD", "select": "last"}  # fields that files written before them lack, with what they had
 METHODS = ("ERM", "RandMask", "MaskTune")
 
 
@@ -59,6 +60,8 @@ def load_data(erm: Erm, seed: int = 0, test_set: str | None = None, root: Path |
         view = erm.train_view if test_set is None else erm.test_view
         name = f"{erm.dataset}-{test_set or 'train'}-{view.height}x{view.width}".lower().replace(", ", "-")
         return photographs(erm.dataset, test_set or "train", root).load(view, root / "cache" / name)
+    if isinstance(erm, SelectiveErm):
+        return small_pictures(erm.dataset, test_set or "train", erm.view, root)
     arguments = dict(train=test_set is None, test_set=test_set, class_mix_ratio=erm.class_mix_ratio,
                      mix_order=erm.mix_order, seed=seed)
     return SpuriousDigits(**arguments) if erm.dataset == "SpuriousDigits" else SpuriousMNIST(root, **arguments)
@@ -78,8 +81,16 @@ def new_model(seed: int, name: str = "SmallCNN", classes: int = 2, weights: str 
     """A model with PyTorch's default initialisation, a pure function of the seed; ResNet50 can start from `weights`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "weights").initial_seed())
-        model = SmallCNN(classes) if name == "SmallCNN" else ResNet50(classes, weights)
+        model = (ResNet50(classes, weights) if name == "ResNet50" else
+                 {"SmallCNN": SmallCNN, "ResNet32": ResNet32}[name](classes))
     return model.to(best_device(), memory_format=torch.channels_last)
+
+
+def new_optimizer(model: nn.Module, erm: Erm) -> torch.optim.Optimizer:
+    """A recipe's optimizer of a model; its LR is written by `train_epoch`."""
+    if erm.optimizer == "Adam":
+        return torch.optim.Adam(model.parameters(), lr=0.0, weight_decay=erm.weight_decay, fused=True)
+    return sgd(model, erm.momentum, erm.weight_decay)
 
 
 def run_erm(setting: Setting, seed: int) -> State:
@@ -94,7 +105,7 @@ def run_erm(setting: Setting, seed: int) -> State:
     def fresh() -> State:
         weights = None if path.exists() else erm.weights  # a file that is there has its own
         model = new_model(seed, erm.model, erm.classes, weights)
-        return State(model, sgd(model, erm.momentum, erm.weight_decay))
+        return State(model, new_optimizer(model, erm))
 
     def advance(state: State, after_step: Callable[[], None]) -> dict[str, float]:
         images, labels, _ = data()
@@ -148,7 +159,7 @@ def run_finetune(setting: Setting, seed: int, erm_state: State, finetune: FineTu
 def start_finetune(erm: Erm, erm_state: State) -> State:
     """The state from which a fine-tune starts: copies of ERM's weights and optimizer state."""
     model = copy.deepcopy(erm_state.model)
-    optimizer = sgd(model, erm.momentum, erm.weight_decay)
+    optimizer = new_optimizer(model, erm)
     optimizer.load_state_dict(copy.deepcopy(erm_state.optimizer.state_dict()))  # PyTorch would share its tensors
     return State(model, optimizer, epoch=erm_state.epoch, parents={"erm": erm_state.digest()})
 

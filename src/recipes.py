@@ -4,14 +4,15 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from src.augmentation import Augmentation
+from src.augmentation import Affine, Augmentation
 from src.datasets.square import TEST_SETS
 from src.datasets.view import View
 from src.training import PRECISIONS
 
-MODELS = ("SmallCNN", "ResNet50")
+MODELS = ("SmallCNN", "ResNet32", "ResNet50")
 FINETUNES = ("masktune", "randmask")
 SELECTIONS = ("last", "best")
+OPTIMIZERS = ("SGD", "Adam")
 
 
 def _check(config: object, *rules: tuple[str, bool, str]) -> None:
@@ -31,12 +32,13 @@ class Erm:
     batch_size: int  # images, over all processes
     lr: float
     lr_halved_every: int | None  # epochs; None: the LR stays
-    momentum: float = 0.9  # paper
+    momentum: float = 0.9  # of SGD; paper
     weight_decay: float = 1e-4  # paper
     precision: str = "fp32"  # of the training steps, the fine-tune's too; "bf16" is faster on a GPU
     classes: int = 2
     weights: str | None = None  # from which training starts: torchvision's name, or a file; None: random ones
-    augmentation: Augmentation | None = None  # of the training images, after the masks
+    augmentation: Augmentation | Affine | None = None  # of the training images, after the masks
+    optimizer: str = "SGD"  # paper
     select: str = "last"  # the epoch from which masks and fine-tune start; "best": by accuracy on the validation set
 
     DATASETS: ClassVar[tuple[str, ...]] = ()
@@ -44,6 +46,7 @@ class Erm:
     def __post_init__(self) -> None:
         _check(self, ("dataset", self.dataset in self.DATASETS, f"one of {self.DATASETS}"),
                ("model", self.model in MODELS, f"one of {MODELS}"),
+               ("optimizer", self.optimizer in OPTIMIZERS, f"one of {OPTIMIZERS}"),
                ("classes", self.classes >= 2, "at least 2"),
                ("weights", self.weights is None or self.model == "ResNet50", f"None for {self.model}"),
                ("select", self.select in SELECTIONS, f"one of {SELECTIONS}"),
@@ -91,6 +94,23 @@ class PhotographErm(Erm):
     test_view: View = View(224, 224, resize=256)  # paper
 
     DATASETS: ClassVar[tuple[str, ...]] = ("Waterbirds", "Waterbirds, corrected", "CelebA", "ImageNet9")
+
+
+@dataclass(frozen=True)
+class SelectiveErm(Erm):
+    """On small pictures, of which 20 % of the training set are kept aside: on them a threshold is chosen."""
+
+    dataset: str = "CIFAR10"
+    model: str = "ResNet32"  # paper
+    epochs: int = 300  # paper
+    batch_size: int = 128  # images; paper
+    lr: float = 0.1  # paper
+    lr_halved_every: int | None = 25  # epochs; Deep Gamblers, whose protocol the paper follows
+    classes: int = 10
+    augmentation: Augmentation | Affine | None = Affine(degrees=15, shift=3.2, flip=0.5)  # paper; 0.1 of 32 pixels
+    view: View = View(32, 32)
+
+    DATASETS: ClassVar[tuple[str, ...]] = ("CIFAR10", "CIFAR-10, JPEG copy", "SVHN", "CatsVsDogs")
 
 
 @dataclass(frozen=True)
@@ -154,4 +174,17 @@ PHOTOGRAPHS = (
         dataset="ImageNet9", classes=9, augmentation=Augmentation(scale=(0.08, 1), jitter=0.1)),
             "MaskTune original about 95.6 % (paper)", finetune=_AS_ERM, randmask=False,
             test_sets=("original", "mixed_same", "mixed_rand")),
+)
+SELECTIVE = (
+    Setting("cifar10", "CIFAR-10", SelectiveErm(), "MaskTune's error at coverage 85, 90, 95, 100 %: "
+            "4.96, 6.68, 8.69, 11.15 % (third party)", randmask=False, test_sets=("test",), save_steps=1000),
+    Setting("svhn", "SVHN", SelectiveErm(
+        dataset="SVHN", weight_decay=5e-4, augmentation=Affine(shift=4.5)), "MaskTune's error at coverage 85, 90, 95, "
+            "100 %: 1.05, 1.61, 2.73, 4.23 % (third party)", randmask=False, test_sets=("test",), save_steps=1000),
+    Setting("catsvsdogs", "Cats vs Dogs", SelectiveErm(
+        dataset="CatsVsDogs", classes=2, optimizer="Adam", lr=1e-3, lr_halved_every=None, epochs=200, augmentation=None,
+        view=View(64, 64)), "no figure is at hand", randmask=False, test_sets=("test",), save_steps=1000),
+    Setting("cifar10-jpeg", "CIFAR-10, JPEG copy", SelectiveErm(
+        dataset="CIFAR-10, JPEG copy", epochs=8, lr_halved_every=1, precision="bf16"),  # 20 minutes a seed on two cores
+            "nothing: other pixels, a shorter schedule", randmask=False, test_sets=("test",), save_steps=50),
 )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from src.datasets import SQUARE
-from src.experiments import Run, load_data, new_model, predict, start_finetune
+from src.experiments import Run, load_data, new_model, new_optimizer, predict, start_finetune
 from src.files import write_whole
 from src.masks import Masks
 from src.masktune import find_masks, hottest, masktune_epoch
@@ -28,7 +28,7 @@ from src.recipes import Setting
 from src.saliency import unit_range, xgradcam
 from src.seeding import generator
 from src.state import State
-from src.training import best_device, environment, infer, pixels, sgd, train_epoch
+from src.training import best_device, environment, infer, pixels, train_epoch
 
 RESULTS = Path("results")
 ORDERS = 5  # of the fine-tune's samples
@@ -139,7 +139,7 @@ def ratio_study(setting: Setting, tests: dict) -> list[dict]:
         data = load_data(erm, condition["seed"])
         images, labels = data.images.to(best_device()), data.labels.to(best_device())
         model = new_model(condition["seed"], erm.model)
-        state = State(model, sgd(model, erm.momentum, erm.weight_decay))
+        state = State(model, new_optimizer(model, erm))
         options = dict(lr=erm.lr, batch_size=erm.batch_size, seed=condition["seed"])
         for _ in tqdm(range(condition["epochs"]), desc=f"{condition}", leave=False, position=0):
             train_epoch(state, images, labels, **options)

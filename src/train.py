@@ -8,10 +8,10 @@ The stages are those of the notebook, and so are the checkpoints: run it, and th
 import argparse
 
 from src import experiments, parallel
-from src.recipes import DIGITS, MNIST, PHOTOGRAPHS
+from src.recipes import DIGITS, MNIST, PHOTOGRAPHS, SELECTIVE
 from src.training import prepare
 
-SETTINGS = {setting.name: setting for setting in (*MNIST, *DIGITS, *PHOTOGRAPHS)}
+SETTINGS = {setting.name: setting for setting in (*MNIST, *DIGITS, *PHOTOGRAPHS, *SELECTIVE)}
 
 
 def main() -> None:
