@@ -129,7 +129,7 @@ class Affine:
         return torch.cat([angle, shift, uniform[:, 3:] < self.flip], 1).float()
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Return the images as drawn, first flipped, then turned about the middle, then shifted: (B, 3, H, W), likewise.
+        """Return the images as drawn, flipped, then turned about the middle, then shifted: (B, 3, H, W), likewise.
 
         drawn: (B, 4), the rows of `draw` for these images, on their device. The result is channels_last.
 

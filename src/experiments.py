@@ -119,7 +119,7 @@ def run_erm(setting: Setting, seed: int) -> State:
             state.keep_if_best(seen["validation"])
         return seen
 
-    config = {"stage": "erm", "seed": seed, **_as_config(erm)}
+    config = {"stage": "erm", "seed": seed, **as_config(erm)}
     state = load_or_run(path, config, erm.epochs, fresh, advance, save_steps=setting.save_steps)
     if erm.select == "best":
         state.take_best()
@@ -150,7 +150,7 @@ def run_finetune(setting: Setting, seed: int, erm_state: State, finetune: FineTu
         return seen
 
     lr_name = "" if finetune.lr == setting.finetune.lr else f"-lr{finetune.lr:g}"
-    config = {"stage": "finetune", "seed": seed, **asdict(finetune), "erm": _as_config(erm)}
+    config = {"stage": "finetune", "seed": seed, **asdict(finetune), "erm": as_config(erm)}
     return load_or_run(CHECKPOINTS / setting.name / f"{finetune.method}{lr_name}-seed{seed}.pt", config,
                        erm_state.epoch + finetune.iterations, lambda: start_finetune(erm, erm_state), advance,
                        save_steps=setting.save_steps)
@@ -217,7 +217,7 @@ def finetune_lr_study(runs: list[Run], tests: dict) -> dict[str, dict[str, Tenso
     return {title: {name: torch.stack(seeds) for name, seeds in sets.items()} for title, sets in table.items()}
 
 
-def _as_config(erm: Erm) -> dict:
+def as_config(erm: Erm) -> dict:
     """What a file holds of a recipe: all fields, but those that came later only where they are not at their default."""
     return {name: value for name, value in asdict(erm).items() if name not in LATER or value != LATER[name]}
 

@@ -153,6 +153,23 @@ def sweep(values: Sequence[float], table: dict[str, dict[str, Tensor]], xlabel: 
     return figure
 
 
+def risk_coverage(rows: Sequence[dict], title: str) -> Figure:
+    """Error among the answers against coverage, one line a method: mean over seeds, and a band of one std."""
+    figure, axis = plt.subplots(figsize=(7, 4))
+    colours = [COLOURS["ERM"], COLOURS["RandMask"], COLOURS["MaskTune"], "#009e73"]
+    coverages = [100 * (i + 1) / len(rows[0]["risks"]) for i in range(len(rows[0]["risks"]))]
+    for method, colour in zip(dict.fromkeys(row["method"] for row in rows), colours, strict=True):
+        points = list(zip(*(row["risks"] for row in rows if row["method"] == method), strict=True))
+        seeds = [summarize([100 * risk for risk in point]) for point in points]
+        axis.plot(coverages, [one.mean for one in seeds], color=colour, label=method)
+        if seeds[0].n > 1:
+            axis.fill_between(coverages, [one.mean - one.std for one in seeds], [one.mean + one.std for one in seeds],
+                              color=colour, alpha=0.2, linewidth=0)
+    axis.set(title=title, xlabel="coverage, % of the test images", ylabel="error among the answers, %")
+    axis.legend(loc="upper left")
+    return figure
+
+
 def benchmark(result: dict) -> Figure:
     """Images per second of the usual pipeline and of ours, for each task of the speed benchmark (log scale)."""
     figure, axis = plt.subplots(figsize=(9, 3.4))

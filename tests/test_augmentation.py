@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 import torchvision.transforms.functional as reference
 from scipy.stats import ks_2samp
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomAffine, RandomCrop, RandomResizedCrop
 
-from src.augmentation import Augmentation
+from src.augmentation import Affine, Augmentation
 
 LAST = torch.channels_last
 
@@ -231,3 +233,54 @@ def test_a_field_that_is_not_valid_is_named(wrong):
 def test_a_table_of_another_length_is_refused(images, shape):
     with pytest.raises(ValueError, match=r"drawn is \(.*\); \(8, 8\) is wanted"):
         Augmentation()(images, torch.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (20, 31)])
+def test_affine_moves_pixels_as_torchvision_does(shape):
+    torch.manual_seed(0)
+    images, affine = torch.rand(30, 3, *shape), Affine(degrees=15, shift=3.2, flip=0.5)
+    drawn = affine.draw(30, *shape, seed=1, epoch=2)
+    assert 0 < drawn[:, 3].sum() < 30
+    for image, seen, (angle, right, down, flipped) in zip(images, affine(images, drawn), drawn.tolist(), strict=True):
+        image = image.flip(2) if flipped else image
+        wanted = reference.affine(image, math.degrees(angle), [int(right), int(down)], 1.0, [0.0, 0.0],
+                                  InterpolationMode.NEAREST)
+        assert torch.equal(seen, wanted)
+
+
+def test_affine_is_drawn_as_torchvision_draws():
+    torch.manual_seed(0)
+    theirs = torch.tensor([(math.radians(angle), *shift) for angle, shift, _, _ in (
+        RandomAffine.get_params([-15.0, 15.0], [0.1, 0.1], None, None, [32, 32]) for _ in range(4000))])
+    ours = Affine(degrees=15, shift=3.2, flip=0.3).draw(40_000, 32, 32, seed=0, epoch=0)
+    for i in range(3):
+        assert ks_2samp(ours[:, i].double(), theirs[:, i].double()).statistic < 0.033
+    assert abs(ours[:, 3].mean() - 0.3) < 0.01
+
+
+def test_a_shift_of_four_and_a_half_is_a_padded_crop():
+    shifts = Affine(shift=4.5).draw(90_000, 32, 32, seed=0, epoch=0)[:, 1:3].flatten().long()
+    counts = (shifts + 4).bincount()
+    assert len(counts) == 9  # -4 to 4
+    assert (counts - 20_000).abs().max() < 600  # 4.5 standard deviations
+    image = torch.rand(1, 3, 32, 32)
+    left, top = 1, 7  # of 0 to 8
+    crop = RandomCrop(32)(reference.pad(image, 4)[..., top:top + 32, left:left + 32])
+    assert torch.equal(Affine(shift=4.5)(image, torch.tensor([[0.0, 4 - left, 4 - top, 0]])), crop)
+
+
+def test_affine_is_a_function_of_seed_epoch_and_index():
+    affine = Affine(degrees=10, shift=2, flip=0.5)
+    drawn = affine.draw(50, 32, 32, seed=3, epoch=4)
+    assert torch.equal(affine.draw(20, 32, 32, seed=3, epoch=4), drawn[:20])
+    assert not torch.equal(affine.draw(50, 32, 32, seed=3, epoch=5), drawn)
+    assert not torch.equal(affine.draw(50, 32, 32, seed=4, epoch=4), drawn)
+
+
+@pytest.mark.parametrize(("field", "value"), [("degrees", -1), ("degrees", 181), ("shift", -0.1), ("flip", 1.1),
+                                              ("shift", math.inf), ("degrees", math.nan)])
+def test_affine_refuses(field, value):
+    with pytest.raises(ValueError, match=field):
+        Affine(**{field: value})
+    with pytest.raises(ValueError, match="one row of draw"):
+        Affine()(torch.rand(3, 3, 8, 8), torch.zeros(2, 4))

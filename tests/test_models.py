@@ -3,7 +3,7 @@ import torchvision
 from torch import nn
 
 from src.masktune import find_masks
-from src.models import ResNet50, SmallCNN
+from src.models import ResNet32, ResNet50, SmallCNN
 from src.training import evaluating, folded, pixels
 
 OFFICIAL = {  # names and shapes of the weights that the official code publishes for 2 classes
@@ -101,3 +101,22 @@ def test_a_saliency_layer_is_never_folded():
 def test_a_model_that_promises_no_order_is_not_folded():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     assert folded(model) is model
+
+
+def test_resnet32_is_the_one_of_cifar():
+    model = ResNet32().eval()
+    assert sum(p.numel() for p in model.parameters()) == 464_154  # He et al. 2016: 0.46 million
+    assert sum(isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)) for part in model.modules()) == 32
+    kept = []
+    model.saliency_layer.register_forward_hook(lambda *arguments: kept.append(arguments[2].shape))
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert kept == [(2, 64, 8, 8)]
+    assert ResNet32(2).eval()(torch.rand(1, 3, 64, 64)).shape == (1, 2)
+
+
+def test_resnet32_shortcut_has_no_parameters():
+    block = ResNet32().eval().blocks[5]  # the first of 32 channels
+    torch.nn.init.zeros_(block.bn2.weight)  # nothing but the shortcut is left
+    features = torch.rand(1, 16, 8, 8)
+    assert torch.equal(block(features)[:, :16], features[:, :, ::2, ::2])
+    assert not block(features)[:, 16:].any()

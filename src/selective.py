@@ -1,0 +1,146 @@
+"""Classification with a reject option: answer where the score is high enough, and count the errors among the answers.
+
+The paper's score multiplies what ERM and MaskTune say: where they disagree, the shortcut may have spoken.
+"""
+
+import json
+import math
+from dataclasses import asdict
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from src.datasets.small import missing
+from src.experiments import DATA, as_config, load_data, run_erm, run_finetune
+from src.recipes import Setting
+from src.state import State, digest
+from src.studies import RESULTS, measured
+from src.training import infer
+
+COVERAGES = (0.8, 0.85, 0.9, 0.95, 1.0)  # paper
+METHODS = ("ERM", "MaskTune alone", "ERM × MaskTune", "two ERM seeds")
+THIRD_PARTY = {"CIFAR-10": {0.85: 0.0496, 0.9: 0.0668, 0.95: 0.0869, 1.0: 0.1115},  # error of ERM × MaskTune,
+               "SVHN": {0.85: 0.0105, 0.9: 0.0161, 0.95: 0.0273, 1.0: 0.0423}}  # as others report it
+
+
+def answer(*probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the prediction and the score of one model or of several together: (N,) int64 and (N,) float64.
+
+    probabilities: (N, classes) each. Of one, the score is its softmax response, max p. Of several, it is
+    max softmax(p1 * p2), as in the paper, whose softmax is taken of the product; the prediction is its argmax.
+
+    Raises:
+        ValueError: they are not of one shape, or not probabilities.
+    """
+    if len({tuple(p.shape) for p in probabilities}) != 1 or probabilities[0].dim() != 2:
+        raise ValueError(f"probabilities are {[tuple(p.shape) for p in probabilities]}; (N, classes), all alike, are "
+                         "wanted")
+    for p in probabilities:
+        if not ((p >= 0).all() and torch.allclose(p.sum(1), p.new_ones(()), atol=1e-4)):
+            raise ValueError("probabilities must be at least 0, and each row must sum to 1; pass softmax(logits)")
+    product = torch.stack([p.double() for p in probabilities]).prod(0)
+    score, prediction = (product if len(probabilities) == 1 else product.softmax(1)).max(1)
+    return prediction, score
+
+
+def threshold(scores: Tensor, coverage: float) -> float:
+    """The score from which on to answer, so that on these validation scores (N,) a share `coverage` is answered.
+
+    It is the score at rank round(coverage * N), counted from 1 and from the highest; images that tie with it are
+    answered too. -inf for a coverage of 1, so that no other image is refused either; inf where the rank is 0.
+
+    Raises:
+        ValueError: there are no scores, one is NaN, or the coverage is outside [0, 1].
+    """
+    if not len(scores) or scores.isnan().any():
+        raise ValueError(f"{len(scores)} validation scores, {int(scores.isnan().sum())} of them NaN: a threshold takes "
+                         "at least one, and no NaN")
+    if not 0 <= coverage <= 1:
+        raise ValueError(f"coverage={coverage}; it is a share, in [0, 1]")
+    rank = round(coverage * len(scores))
+    if coverage == 1 or rank == 0:
+        return -math.inf if coverage == 1 else math.inf
+    return scores.sort(descending=True).values[rank - 1].item()
+
+
+def error_and_coverage(scores: Tensor, wrong: Tensor, threshold: float) -> tuple[float, float]:
+    """The share of errors among the answers, NaN without answers, and the share that is answered: score >= threshold.
+
+    scores: (N,), wrong: (N,) bool.
+    """
+    answered = scores >= threshold
+    return wrong[answered].double().mean().item(), answered.double().mean().item()
+
+
+def risk_coverage(scores: Tensor, wrong: Tensor) -> Tensor:
+    """The risk-coverage curve: entry k - 1 is the error among the k images of the highest scores; (N,) float64.
+
+    Of images that tie, the errors are spread evenly, which is the mean over all their orders.
+
+    Raises:
+        ValueError: there are no scores, or not one `wrong` for each.
+    """
+    if not len(scores) or scores.shape != wrong.shape or scores.dim() != 1:
+        raise ValueError(f"scores are {tuple(scores.shape)}, wrong is {tuple(wrong.shape)}; both are (N,), N > 0")
+    scores, order = scores.sort(descending=True)
+    _, tie, size = scores.unique_consecutive(return_inverse=True, return_counts=True)
+    errors = torch.zeros(len(size), dtype=torch.float64, device=scores.device).index_add(0, tie, wrong[order].double())
+    return (errors / size)[tie].cumsum(0) / torch.arange(1, len(scores) + 1, device=scores.device)
+
+
+def aurc(scores: Tensor, wrong: Tensor) -> float:
+    """The area under the risk-coverage curve: its mean over the N coverages 1/N, ..., 1 (Geifman et al. 2019).
+
+    The other convention, trapezoids from 1/N to 1, is lower by half the mean of the first and the last risk, over N.
+    """
+    return risk_coverage(scores, wrong).mean().item()
+
+
+def study(setting: Setting) -> list[dict]:
+    """Measure every method on every seed of a setting, training what is missing; one row each, in `results/`.
+
+    `error` and `coverage` on the test set at each of `COVERAGES`, the thresholds taken on the validation part; `aurc`
+    of the test set, and `risks`, its curve at coverages 0.01, ..., 1. "two ERM seeds" are the row's and the next.
+    """
+    @cache
+    def trained(kind: str, seed: int) -> State:
+        return run_erm(setting, seed) if kind == "erm" else run_finetune(setting, seed, trained("erm", seed))
+
+    data = cache(lambda part: load_data(setting.erm, test_set=part))
+
+    @cache
+    def probabilities(kind: str, seed: int, part: str) -> Tensor:
+        return infer(trained(kind, seed).model, data(part).images).softmax(1).cpu()
+
+    def measure(condition: dict) -> dict:
+        seed = condition["seed"]
+        other = setting.seeds[(setting.seeds.index(seed) + 1) % len(setting.seeds)]
+        voices = {"ERM": [("erm", seed)], "MaskTune alone": [("masktune", seed)],
+                  "ERM × MaskTune": [("erm", seed), ("masktune", seed)],
+                  "two ERM seeds": [("erm", seed), ("erm", other)]}[condition["method"]]
+        _, validation = answer(*(probabilities(*voice, "val") for voice in voices))
+        predictions, scores = answer(*(probabilities(*voice, "test") for voice in voices))
+        wrong = predictions != data("test").labels
+        seen = [error_and_coverage(scores, wrong, threshold(validation, coverage)) for coverage in COVERAGES]
+        risks = risk_coverage(scores, wrong)
+        hundredths = (torch.arange(1, 101) * len(risks) / 100).round().long().clamp(min=1) - 1
+        return {"error": [error for error, _ in seen], "coverage": [coverage for _, coverage in seen],
+                "aurc": aurc(scores, wrong), "risks": [round(risk, 5) for risk in risks[hundredths].tolist()]}
+
+    return measured(RESULTS / f"selective-{setting.name}.json", conditions(setting), measure)
+
+
+def conditions(setting: Setting) -> list[dict]:
+    """What is measured of a setting; "recipe" names its training by content, so that another one is measured anew."""
+    recipe = digest({"erm": as_config(setting.erm), **asdict(setting.finetune)})[:16]
+    return [{"setting": setting.name, "seed": seed, "method": method, "recipe": recipe}
+            for seed in setting.seeds for method in METHODS]
+
+
+def at_hand(setting: Setting) -> bool:
+    """Whether a setting is measured already, or its data are there to do so."""
+    path = RESULTS / f"selective-{setting.name}.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    done = all(any(condition.items() <= row.items() for row in rows) for condition in conditions(setting))
+    return done or missing(setting.erm.dataset, DATA) is None
