@@ -151,7 +151,7 @@ def _cats_and_dogs(root: Path) -> dict[tuple[int, int], Path]:
     microsoft = not (folder / "train").is_dir()
     found = {}
     for path in folder.glob("PetImages/*/*.jpg" if microsoft else "train/*.jpg"):
-        if match := re.fullmatch(r"(cat|dog)[./](\d+)\.jpg", path.relative_to(folder).as_posix().split("/", 1)[1].lower()):
+        if match := re.fullmatch(r"\w+/(cat|dog)[./](\d+)\.jpg", path.relative_to(folder).as_posix().lower()):
             found[ANIMALS.index(match[1]), int(match[2])] = path
     if {label for label, _ in found} != {0, 1}:
         raise FileNotFoundError(_how("CatsVsDogs", root, "cats, dogs or both are missing"))
