@@ -105,9 +105,9 @@ class SelectiveErm(Erm):
     epochs: int = 300  # paper
     batch_size: int = 128  # images; paper
     lr: float = 0.1  # paper
-    lr_halved_every: int | None = 25  # epochs; Deep Gamblers, whose protocol the paper follows
+    lr_halved_every: int | None = 25  # epochs; official code
     classes: int = 10
-    augmentation: Augmentation | Affine | None = Affine(degrees=15, shift=3.2, flip=0.5)  # paper; 0.1 of 32 pixels
+    augmentation: Augmentation | Affine | None = Affine(degrees=15, shift=3.2, flip=0.5)  # paper: 0.1 of 32
     view: View = View(32, 32)
 
     DATASETS: ClassVar[tuple[str, ...]] = ("CIFAR10", "CIFAR-10, JPEG copy", "SVHN", "CatsVsDogs")
