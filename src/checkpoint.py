@@ -123,8 +123,8 @@ def _restore(state: State, saved: dict, epochs: int) -> None:
     state.model.load_state_dict(saved["model"])
     if saved["optimizer"] is not None:
         state.optimizer.load_state_dict(saved["optimizer"])
-        if any(value.shape != parameter.shape for parameter, values in state.optimizer.state.items()
-               for value in values.values()):
+        if any(value.dim() and value.shape != parameter.shape for parameter, values in state.optimizer.state.items()
+               for value in values.values()):  # Adam counts its steps in a scalar
             raise ValueError("the optimizer's state belongs to another model")
     elif saved["epoch"] < epochs:
         raise ValueError("the optimizer's state is missing")

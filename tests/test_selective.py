@@ -173,8 +173,43 @@ def test_study(small, monkeypatch):
     assert len(figures.risk_coverage(rows, "miniature").axes[0].lines) == len(selective.METHODS)
 
 
-def test_published_rows_fit_the_recipes():
+def test_adam_goes_on_where_it_was_killed(small, monkeypatch):
+    """Cats vs Dogs' optimizer: its moments and its count of steps are part of what is resumed."""
+    adam = replace(small, erm=replace(small.erm, optimizer="Adam", lr=1e-3, epochs=2), save_steps=1)
+    whole = experiments.run_erm(replace(adam, name="whole"), 0)
+    assert isinstance(whole.optimizer, torch.optim.Adam)
+    train_epoch = experiments.train_epoch
+
+    def killed(state, *arguments, after_step, **options):
+        def after():
+            after_step()
+            if (state.epoch, state.step) == (1, 2):
+                raise OSError("killed")
+
+        return train_epoch(state, *arguments, after_step=after, **options)
+
+    monkeypatch.setattr(experiments, "train_epoch", killed)
+    with pytest.raises(OSError, match="killed"):
+        experiments.run_erm(adam, 0)
+    monkeypatch.setattr(experiments, "train_epoch", train_epoch)
+    assert experiments.run_erm(adam, 0).digest() == whole.digest()
+    assert experiments.run_erm(replace(small, erm=replace(adam.erm, optimizer="SGD"), name="sgd"),
+                               0).digest() != whole.digest()
+
+
+@pytest.mark.parametrize("setting", SELECTIVE, ids=lambda setting: setting.name)
+def test_recipes_give_a_model_of_their_classes(setting):
+    erm = setting.erm
+    model = experiments.new_model(0, erm.model, erm.classes)
+    images = torch.rand(2, 3, erm.view.height, erm.view.width, device=experiments.best_device())
+    assert model(images).shape == (2, erm.classes)
+    with pytest.raises(ValueError, match="optimizer='RMSprop'"):
+        replace(erm, optimizer="RMSprop")
+
+
+def test_published_rows_fit_the_recipes(monkeypatch):
     """A recipe that was changed after its results were published would train for hours instead of loading them."""
+    monkeypatch.setattr(selective, "run_erm", None)
     for path in studies.RESULTS.glob("selective-*.json"):
         setting = next(s for s in SELECTIVE if path.stem == f"selective-{s.name}")
         assert len(selective.study(setting)) == len(setting.seeds) * len(selective.METHODS)
