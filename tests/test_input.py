@@ -146,7 +146,7 @@ def test_models_take_other_numbers_of_classes(make):
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: SquareErm(model="LargeCNN"), r"SquareErm: model='LargeCNN'; it is one of \('SmallCNN', 'ResNet50'\)"),
+    (lambda: SquareErm(model="LargeCNN"), r"model='LargeCNN'; it is one of \('SmallCNN', 'ResNet32', 'ResNet50'\)"),
     (lambda: SquareErm(dataset="MNIST"), r"dataset='MNIST'; it is one of \('SpuriousMNIST', 'SpuriousDigits'\)"),
     (lambda: SquareErm(epochs=0), "epochs=0; it is at least 1"), (lambda: SquareErm(batch_size=0), "batch_size=0"),
     (lambda: SquareErm(lr=float("nan")), "lr=nan; it is positive and finite"),
