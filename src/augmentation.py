@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.checks import check_fields
 from src.seeding import generator
 
 ATTEMPTS = 10  # to find a crop that fits; torchvision's
@@ -31,14 +32,12 @@ class Augmentation:
     jitter: float = 0.0  # brightness, contrast and saturation change, each by a factor in 1 ± jitter
 
     def __post_init__(self) -> None:
-        for name, good, valid in (
-                ("side", self.side >= 1 and self.side % 1 == 0, "a whole number of pixels, at least 1"),
-                ("scale", 0 < self.scale[0] <= self.scale[1] <= 1, "(smallest, largest) share of the area, in (0, 1]"),
-                ("ratio", 0 < self.ratio[0] <= self.ratio[1] < math.inf, "(smallest, largest), positive and finite"),
-                ("flip", 0 <= self.flip <= 1, "a probability, in [0, 1]"),
-                ("jitter", 0 <= self.jitter < 1, "in [0, 1)")):
-            if not good:
-                raise ValueError(f"Augmentation: {name}={getattr(self, name)!r}; it is {valid}")
+        check_fields(
+            self, ("side", self.side >= 1 and self.side % 1 == 0, "a whole number of pixels, at least 1"),
+            ("scale", 0 < self.scale[0] <= self.scale[1] <= 1, "(smallest, largest) share of the area, in (0, 1]"),
+            ("ratio", 0 < self.ratio[0] <= self.ratio[1] < math.inf, "(smallest, largest), positive and finite"),
+            ("flip", 0 <= self.flip <= 1, "a probability, in [0, 1]"),
+            ("jitter", 0 <= self.jitter < 1, "in [0, 1)"))
 
     def draw(self, n: int, height: int, width: int, seed: int, epoch: int) -> Tensor:
         """Return what happens to each of n images of height x width pixels in an epoch: (n, 8) float32, on the CPU.
@@ -111,11 +110,9 @@ class Affine:
     flip: float = 0.0  # probability of a horizontal flip
 
     def __post_init__(self) -> None:
-        for name, good, valid in (("degrees", 0 <= self.degrees <= 180, "in [0, 180]"),
-                                  ("shift", 0 <= self.shift < math.inf, "a number of pixels, not negative"),
-                                  ("flip", 0 <= self.flip <= 1, "a probability, in [0, 1]")):
-            if not good:
-                raise ValueError(f"Affine: {name}={getattr(self, name)!r}; it is {valid}")
+        check_fields(self, ("degrees", 0 <= self.degrees <= 180, "in [0, 180]"),
+                     ("shift", 0 <= self.shift < math.inf, "a number of pixels, not negative"),
+                     ("flip", 0 <= self.flip <= 1, "a probability, in [0, 1]"))
 
     def draw(self, n: int, height: int, width: int, seed: int, epoch: int) -> Tensor:
         """Return what happens to each of n images in an epoch: (n, 4) float32, on the CPU.

@@ -48,3 +48,10 @@ def check_labels(labels: Tensor, images: Tensor, classes: int) -> None:
 
 def _kind(value: object) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, (Tensor, Masks)) else type(value).__name__
+
+
+def check_fields(config: object, *rules: tuple[str, bool, str]) -> None:
+    """Raise ValueError for the first field that is not valid, naming it and what would be: (field, good, what is)."""
+    for name, good, valid in rules:
+        if not good:
+            raise ValueError(f"{type(config).__name__}: {name}={getattr(config, name)!r}; it is {valid}")

@@ -39,8 +39,12 @@ class Summary:
     std: float
     n: int
 
+    def __format__(self, spec: str) -> str:
+        spec = spec or ".1f"
+        return f"{100 * self.mean:{spec}}" + (f" ± {100 * self.std:{spec}}" if self.n > 1 else "")
+
     def __str__(self) -> str:
-        return f"{100 * self.mean:.1f}" + (f" ± {100 * self.std:.1f}" if self.n > 1 else "")
+        return format(self)
 
 
 def summarize(values: list[float]) -> Summary:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from src.augmentation import Affine, Augmentation
+from src.checks import check_fields
 from src.datasets.square import TEST_SETS
 from src.datasets.view import View
 from src.training import PRECISIONS
@@ -13,13 +14,6 @@ MODELS = ("SmallCNN", "ResNet32", "ResNet50")
 FINETUNES = ("masktune", "randmask")
 SELECTIONS = ("last", "best")
 OPTIMIZERS = ("SGD", "Adam")
-
-
-def _check(config: object, *rules: tuple[str, bool, str]) -> None:
-    """Raise ValueError for the first field that is not valid, naming it and what would be: (field, good, what is)."""
-    for name, good, valid in rules:
-        if not good:
-            raise ValueError(f"{type(config).__name__}: {name}={getattr(config, name)!r}; it is {valid}")
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class Erm:
     DATASETS: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        _check(self, ("dataset", self.dataset in self.DATASETS, f"one of {self.DATASETS}"),
+        check_fields(self, ("dataset", self.dataset in self.DATASETS, f"one of {self.DATASETS}"),
                ("model", self.model in MODELS, f"one of {MODELS}"),
                ("optimizer", self.optimizer in OPTIMIZERS, f"one of {OPTIMIZERS}"),
                ("classes", self.classes >= 2, "at least 2"),
@@ -124,7 +118,7 @@ class FineTune:
     accumulate: bool = False  # whether pixels hidden in one iteration stay hidden in the next
 
     def __post_init__(self) -> None:
-        _check(self, ("method", self.method in FINETUNES, f"one of {FINETUNES}"),
+        check_fields(self, ("method", self.method in FINETUNES, f"one of {FINETUNES}"),
                ("lr", 0 < self.lr < math.inf, "positive and finite"),
                ("iterations", self.iterations >= 1, "at least 1"),
                ("threshold_std", math.isfinite(self.threshold_std), "finite"))

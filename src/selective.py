@@ -3,10 +3,10 @@
 The paper's score multiplies what ERM and MaskTune say: where they disagree, the shortcut may have spoken.
 """
 
-import json
 import math
 from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from src.datasets.small import missing
 from src.experiments import DATA, as_config, load_data, run_erm, run_finetune
 from src.recipes import Setting
 from src.state import State, digest
-from src.studies import RESULTS, measured
+from src.studies import RESULTS, matching, measured, saved
 from src.training import infer
 
 COVERAGES = (0.8, 0.85, 0.9, 0.95, 1.0)  # paper
@@ -135,7 +135,7 @@ def study(setting: Setting) -> list[dict]:
                 "aurc": aurc(scores, wrong), "risks": [round(risk, 5) for risk in risks[hundredths].tolist()],
                 **({"hidden": hidden[0]} if hidden else {})}
 
-    return measured(RESULTS / f"selective-{setting.name}.json", conditions(setting), measure)
+    return measured(_file(setting), conditions(setting), measure)
 
 
 def conditions(setting: Setting) -> list[dict]:
@@ -147,7 +147,10 @@ def conditions(setting: Setting) -> list[dict]:
 
 def at_hand(setting: Setting) -> bool:
     """Whether a setting is measured already, or its data are there to do so."""
-    path = RESULTS / f"selective-{setting.name}.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
-    done = all(any(condition.items() <= row.items() for row in rows) for condition in conditions(setting))
+    rows = saved(_file(setting))
+    done = all(matching(rows, condition) for condition in conditions(setting))
     return done or missing(setting.erm.dataset, DATA) is None
+
+
+def _file(setting: Setting) -> Path:
+    return RESULTS / f"selective-{setting.name}.json"

@@ -46,16 +46,25 @@ def measured(path: Path, conditions: Iterable[dict], measure: Callable[[dict], d
     A row is the condition, what `measure` returns for it, and what produced it. An interrupted study goes on with the
     first row that is missing.
     """
-    rows = json.loads(path.read_text()) if path.exists() else []
-    wanted = []
+    rows, wanted = saved(path), []
     for condition in conditions:
-        row = next((row for row in rows if condition.items() <= row.items()), None)
+        row = matching(rows, condition)
         if row is None:
             row = {**condition, **measure(condition), "made_with": environment()}
             rows.append(row)
             write_whole(path, ("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n").encode())
         wanted.append(row)
     return wanted
+
+
+def saved(path: Path) -> list[dict]:
+    """The rows that a file of results has; none where there is no file."""
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def matching(rows: Iterable[dict], condition: dict) -> dict | None:
+    """The row of a condition; None if it is not measured yet."""
+    return next((row for row in rows if condition.items() <= row.items()), None)
 
 
 def study(name: str, runs: list[Run], variations: Iterable[dict], vary: Callable[[Run, dict], dict]) -> list[dict]:

@@ -200,16 +200,12 @@ def selective(rows: Sequence[dict], coverages: Sequence[float], reported: dict[s
 
     rows: one for each method and seed; reported: {whose: {coverage: error}}, figures of others set below.
     """
-    def cell(values: list[float]) -> str:
-        one = summarize(values)
-        return f"{100 * one.mean:.2f}" + (f" ± {100 * one.std:.2f}" if one.n > 1 else "")
-
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         seeds = [row for row in rows if row["method"] == method]
-        lines.append([method, *(f"{cell([row['error'][i] for row in seeds])} "
-                                f"({100 * summarize([row['coverage'][i] for row in seeds]).mean:.1f})"
-                                for i in range(len(coverages))), cell([row["aurc"] for row in seeds]), len(seeds)])
+        cells = [f"{summarize([row['error'][i] for row in seeds]):.2f} "
+                 f"({100 * summarize([row['coverage'][i] for row in seeds]).mean:.1f})" for i in range(len(coverages))]
+        lines.append([method, *cells, f"{summarize([row['aurc'] for row in seeds]):.2f}", len(seeds)])
     for whose, errors in reported.items():
         lines.append([whose, *(f"{100 * errors[coverage]:.2f}" if coverage in errors else "" for coverage in coverages),
                       "", ""])

