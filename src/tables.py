@@ -170,6 +170,8 @@ def study(rows: Sequence[dict], vary: str, named: dict[str, str]) -> str:
     for setting in dict.fromkeys(row["setting"] for row in rows):
         for value in dict.fromkeys(row[vary] for row in rows):
             seeds = [row for row in rows if row["setting"] == setting and row[vary] == value]
+            if not seeds:  # not every variation is possible on every setting
+                continue
             cells.append([named[setting], value, *(summarize([row[key] for row in seeds]) if key in seeds[0] else ""
                                                    for key in columns),
                           f"{100 * min(row['malicious'] for row in seeds):.1f}", len(seeds)])

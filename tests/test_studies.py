@@ -110,8 +110,13 @@ def test_reference_study(run, setting, tests):
     before = (erm == tests["malicious"].labels).double().mean().item()
     assert refitted["malicious"] > before + 0.05
     assert plain["malicious"] != refitted["malicious"]
-    groupless = replace(run, setting=replace(setting, erm=replace(setting.erm, class_mix_ratio=0.0)))
-    assert studies.reference_study([groupless], tests) == []
+    groupless = replace(run, setting=replace(setting, name="none", erm=replace(setting.erm, class_mix_ratio=0.0)))
+    rows = studies.reference_study([run, groupless], tests)
+    assert [(row["setting"], row["training"]) for row in rows] == [
+        (setting.name, "plain"), ("none", "plain"), (setting.name, "DFR")]  # no DFR where a group is empty
+    lines = tables.study(rows, "training", {setting.name: "random", "none": "none"}).split("\n")[2:]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        ["| random", "plain"], ["| random", "DFR"], ["| none", "plain"]]
 
 
 def test_ratio_study(setting, tests, monkeypatch):
