@@ -52,7 +52,7 @@ def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Masks |
         batch = slice(start, start + batch_size)
         before = None if hidden is None else hidden[batch].to(device)
         found = hottest(xgradcam(model, pixels(images[batch].to(device), before)), k)
-        masks[batch] = found if before is None else found | before
+        masks[batch] = (found if before is None else found | before).to(images.device)
     parallel.total(masks.bits)  # each process has set its own, all others are 0
     return masks
 

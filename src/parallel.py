@@ -96,7 +96,7 @@ def _batch_norm(norm: _BatchNorm, inputs: Tensor) -> Tensor:
     given, inputs = inputs.dtype, inputs.to(norm.weight.dtype)  # statistics in fp32, under autocast too
     dims = [0, *range(2, inputs.dim())]
     shape = (1, -1, *[1] * (inputs.dim() - 2))
-    count = inputs.new_tensor([inputs.numel() / inputs.shape[1]])
+    count = inputs.new_full((1,), inputs.numel() / inputs.shape[1])
     sums = all_reduce(torch.cat([inputs.sum(dims), count]))
     n = sums[-1].detach()
     mean = sums[:-1] / n

@@ -95,13 +95,13 @@ def inference_batch(images: Tensor) -> int:
     return max(32, min(500, 2 ** 22 // (images.shape[2] * images.shape[3])))
 
 
-def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
-    """Return the indices of each batch of an epoch; a pure function of its arguments.
+def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> list[Tensor]:
+    """Return the indices of each batch of an epoch, on the device; a pure function of its arguments.
 
     A last batch of one image joins the one before it: BatchNorm cannot normalise a single sample. So does one with less
     than an image for each process.
     """
-    batches = list(epoch_order(n, seed, epoch).split(batch_size))
+    batches = list(epoch_order(n, seed, epoch).to(device).split(batch_size))  # one upload, not one a step
     if len(batches) > 1 and batch_size > 1 and len(batches[-1]) < max(2, parallel.world()):
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
@@ -133,7 +133,7 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
     check_images(images)
     check_masks(masks, images)
     check_labels(labels, images, classes=infer(state.model, images[:1]).shape[1])
-    batches = epoch_batches(len(labels), batch_size, seed, state.epoch)
+    batches = epoch_batches(len(labels), batch_size, seed, state.epoch, images.device)
     if min(map(len, batches)) == 1 and any(isinstance(part, nn.BatchNorm1d) for part in state.model.modules()):
         raise ValueError(f"{len(labels)} images in batches of {batch_size}: BatchNorm cannot train on a batch of one "
                          "image; it takes at least two")
@@ -151,7 +151,7 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
         state.correct = torch.zeros((), dtype=torch.int64, device=device)
     with parallel.shared(state.model) as model:
         for batch in batches[state.step:]:
-            index = parallel.share(batch).to(images.device)
+            index = parallel.share(batch)
             with uninterrupted():
                 inputs = pixels(images[index].to(device), None if masks is None else masks[index].to(device))
                 targets = labels[index].to(device)

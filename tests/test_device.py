@@ -1,0 +1,353 @@
+"""The project on a virtual device: no GPU is needed, yet what CUDA would refuse is refused, and every wait counted."""
+
+import inspect
+import io
+import os
+import signal
+import sys
+from collections import Counter
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cache
+
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src import experiments, figures, studies, training
+from src.augmentation import Affine, Augmentation
+from src.datasets.images import Images
+from src.experiments import new_model, new_optimizer
+from src.masks import Masks
+from src.masktune import find_masks, masktune_epoch, randmask_epoch, random_masks
+from src.models import SmallCNN
+from src.recipes import DIGITS, FineTune
+from src.repair import masktune
+from src.saliency import xgradcam
+from src.state import State, digest
+from src.training import infer, pixels, train_epoch
+from tests.harness import first_images, results
+from tests.virtual_device import virtual_device
+
+CPU = torch.device("cpu")
+IMAGES = 48
+ERM = replace(DIGITS[0].erm, class_mix_ratio=0.25, epochs=2, batch_size=16)
+SETTING = replace(DIGITS[0], erm=ERM, save_steps=2, finetune=FineTune(iterations=2, accumulate=True))
+
+
+@pytest.fixture(autouse=True)
+def equal_bits():
+    """Where torch must be deterministic it resizes heat maps by another formula on a device than on the CPU."""
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(True, warn_only=True)  # as `prepare` has it
+
+
+@contextmanager
+def gpu():
+    """Switch the virtual device on, as the one that the project finds best."""
+    with virtual_device() as device, pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("src.") and hasattr(module, "best_device"):
+                patch.setattr(module, "best_device", lambda: device.name)
+        yield device
+
+
+def both(job):
+    """Run job(device) on the CPU and on the virtual device: the same bits."""
+    expected = digest(job(CPU))
+    with gpu() as device:
+        assert digest(job(device.name)) == expected
+
+
+def new_state() -> State:
+    model = new_model(0)
+    assert place(model) == training.best_device()
+    return State(model, new_optimizer(model, ERM))
+
+
+def place(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+# The virtual device itself
+
+
+@pytest.mark.parametrize("mix", [
+    lambda here, there: here + there, lambda here, there: there.add_(here), lambda here, there: here.mul_(there),
+    lambda here, there: torch.cat([here, there]), lambda here, there: torch.stack([here[0], there[0]]),
+    lambda here, there: here @ there, lambda here, there: torch.equal(here, there),
+    lambda here, there: torch.where(here > 0, here, there), lambda here, there: here.masked_fill(there > 0, 0),
+    lambda here, there: here.index_select(0, torch.tensor([0])), lambda here, there: there[here.long()],
+    lambda here, there: here.index_put_((torch.tensor([0, 1, 2]),), there),
+    lambda here, there: torch.rand(3, device=here.device, generator=torch.Generator()),
+    lambda here, there: here.uniform_(generator=torch.Generator()),
+    lambda here, there: there[0].add_(here[0]),
+    lambda here, there: nn.Linear(3, 2)(here)])
+def test_what_cuda_refuses_is_refused(mix):
+    with virtual_device() as device, pytest.raises(RuntimeError, match=r"same device|generator but found 'cpu'"):
+        mix(torch.ones(3, device=device.name), torch.ones(3))
+
+
+def test_what_cuda_allows_is_allowed():
+    with virtual_device() as device:
+        here = torch.arange(6.0, device=device.name).view(2, 3)
+        assert here.device == device.name
+        assert (here * torch.tensor(2.0)).tolist() == [[0, 2, 4], [6, 8, 10]]
+        assert here[torch.tensor([1])].tolist() == here[[False, True]].tolist() == [[3, 4, 5]]
+        here[0] = torch.tensor([7.0, 8.0, 9.0])  # a copy
+        here[:, 0].add_(1)  # a view
+        there = torch.zeros(2, 3).copy_(here)
+        assert there.tolist() == [[8, 8, 9], [4, 4, 5]]
+        weight = here.clone().requires_grad_()
+        (weight[1] ** 2).sum().backward()
+        assert weight.grad.tolist() == [[0, 0, 0], [8, 8, 10]]
+        for convert in (lambda: here.numpy(), lambda: numpy.asarray(here), lambda: torch.from_numpy(here)):
+            with pytest.raises((TypeError, RuntimeError), match=r"numpy|np\.ndarray"):
+                convert()
+
+
+@pytest.mark.parametrize("wait", [
+    lambda here: here.sum().item(), lambda here: bool(here.all()), lambda here: here[1:].cpu(),
+    lambda here: here.tolist(), Tensor.nonzero, Tensor.unique, lambda here: here[here > 0],
+    lambda here: torch.zeros(3).copy_(here), lambda here: torch.equal(here, here + 1),
+    lambda here: torch.save(here, io.BytesIO())])
+def test_each_wait_is_noted(wait):
+    assert kinds(wait) == ["sync"]
+
+
+@pytest.mark.parametrize("upload", [
+    lambda here: torch.zeros(3).to(here.device), lambda here: torch.tensor([1], device=here.device),
+    lambda here: here[torch.tensor([0])], lambda here: here.copy_(torch.zeros(3))])
+def test_each_upload_is_noted(upload):
+    assert kinds(upload) == ["upload"]
+
+
+def test_nothing_else_is_noted():
+    assert kinds(lambda here: torch.zeros(3, device=here.device) + here.to(here.device)[1] * torch.tensor(2)) == []
+
+
+def kinds(job) -> list[str]:
+    with virtual_device() as device:
+        job(torch.ones(3, device=device.name))
+        return [event.kind for event in device.events]
+
+
+def test_a_wait_is_noted_with_its_line(train):
+    with gpu() as device:
+        Masks.of(train.images[:2, 0].to(device.name) > 9).share()
+    (_, operation, function, line), = (event for event in device.events if event.kind == "sync")
+    assert (operation, function) == ("_local_scalar_dense", "<genexpr>")
+    lines = inspect.getsource(inspect.getmodule(Masks)).splitlines()
+    assert ".item()" in lines[int(line.removeprefix("masks.py:")) - 1]
+
+
+# Training
+
+
+OPTIONS = {"plain": {}, "affine": {"augmentation": Affine(degrees=15, shift=3.2, flip=0.5)},
+           "augmentation": {"augmentation": Augmentation(side=28, jitter=0.1)}}
+
+
+@pytest.mark.parametrize("kept", ["device", "host"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_an_epoch(options, kept, train):
+    """Images on the device, or, where they do not fit, in host memory."""
+    def job(device):
+        where = device if kept == "device" else CPU
+        images, labels = train.images[:IMAGES].to(where), train.labels[:IMAGES].to(where)
+        state = new_state()
+        masked = random_masks(IMAGES, 28, 0, 0, where)
+        seen = [train_epoch(state, images, labels, lr=0.01, batch_size=8, seed=0, masks=masks, **OPTIONS[options])
+                for masks in (None, masked) if state.finish_epoch() is None]
+        return seen, state.digest(), infer(state.model, train.images[:IMAGES]), infer(state.model, images, masked)
+
+    both(job)
+
+
+def noted(n: int, kept: str = "device", **options) -> Counter:
+    """How often each kind of event occurs in an epoch of n images, in batches of 8."""
+    with gpu() as device:
+        data = first_images(ERM, 0, count=n)
+        where = device.name if kept == "device" else CPU
+        images, labels, masks = data.images.to(where), data.labels.to(where), random_masks(n, 28, 0, 0, where)
+        state = new_state()
+        device.events.clear()
+        train_epoch(state, images, labels, lr=0.01, batch_size=8, seed=0, masks=masks, **options)
+        return Counter(event.kind for event in device.events)
+
+
+@pytest.mark.parametrize(("kept", "options", "uploads"), [
+    ("device", "plain", 0), ("device", "affine", 0), ("device", "augmentation", 0), ("host", "augmentation", 4)])
+def test_no_step_waits_for_the_device(kept, options, uploads):
+    """Nor uploads to it, where the images are there; else images, masks, labels and what the augmentation drew."""
+    few, many = noted(32, kept, **OPTIONS[options]), noted(64, kept, **OPTIONS[options])
+    assert few["sync"] == many["sync"]
+    assert many["upload"] - few["upload"] == uploads * 4
+
+
+# Heat maps and masks
+
+
+def test_heat_maps_and_masks(train):
+    def job(device):
+        images, state = train.images[:IMAGES].to(device), new_state()
+        state.model.eval()
+        first = find_masks(state.model, images, batch_size=20)
+        return (xgradcam(state.model, pixels(images)), xgradcam(state.model, pixels(images), state.model.backbone[9],
+                classes=train.labels[:IMAGES].to(device)), first, find_masks(state.model, images, hidden=first),
+                first.share(), first.mean(train.labels[:IMAGES].to(device) == 1))
+
+    both(job)
+
+
+def test_masks_of_images_in_host_memory(train):
+    """As the notebook asks for them: the model is on the device, the images are not."""
+    def job(_):
+        masks = find_masks(new_state().model, train.images[:IMAGES])
+        assert masks.bits.device == CPU
+        again = find_masks(new_state().model, train.images[:IMAGES], hidden=masks)
+        figures.gallery(pixels(train.images[:2]), masks[:2], ("one", "two"))
+        return masks, again, masks[train.squares[:IMAGES]][:, :4, :4].float().mean().item()
+
+    both(job)
+
+
+def test_heat_maps_where_torch_must_be_deterministic(train):
+    """Then a device, CUDA too, resizes them by a formula that rounds otherwise than the CPU's."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    images, seen = train.images[:IMAGES], {}
+    for switched in (nullcontext(), gpu()):
+        with switched:
+            model = new_model(0)
+            heat = xgradcam(model, pixels(images.to(place(model))))
+            seen[place(model).type] = heat.cpu(), find_masks(model, images)[:]
+    torch.testing.assert_close(seen["virtual"][0], seen["cpu"][0], rtol=0, atol=1e-6)
+    assert (seen["virtual"][1] != seen["cpu"][1]).double().mean() < 1e-3
+
+
+@pytest.mark.parametrize(("job", "waits"), [(find_masks, 5), (infer, 0)])
+def test_what_a_batch_waits_for(job, waits, train):
+    """Heat maps: for the range of the pixels (two numbers), that of the classes (two), and whether all are finite."""
+    with gpu() as device:
+        images, model, counts = train.images[:64].to(device.name), new_model(0), []
+        for n in (32, 64):
+            device.events.clear()
+            job(model, images[:n], batch_size=16)
+            counts.append(Counter(event.kind for event in device.events))
+    assert counts[1]["sync"] - counts[0]["sync"] == 2 * waits
+    assert counts[1]["upload"] == counts[0]["upload"]
+
+
+@pytest.mark.parametrize("epoch", [masktune_epoch, randmask_epoch])
+def test_fine_tunes(epoch, train):
+    def job(device):
+        state = new_state()
+        seen = epoch(state, train.images[:IMAGES].to(device), train.labels[:IMAGES].to(device), lr=0.01, batch_size=8,
+                     seed=0)
+        return seen, state.digest(), state.masks
+
+    both(job)
+
+
+# Whole runs
+
+
+@cache
+def few_images(erm, seed: int = 0, test_set: str | None = None):
+    data = first_images(erm, seed, {"val": "raw"}.get(test_set, test_set), IMAGES)
+    data.groups = data.groups[:IMAGES]
+    return data
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where runs and studies on the first images are kept; nothing of them stays in the studies' caches."""
+    for module in (experiments, studies):
+        monkeypatch.setattr(module, "load_data", few_images)
+    for name in ("_training_data", "_found"):
+        monkeypatch.setattr(studies, name, getattr(studies, name).__wrapped__)
+    return tmp_path
+
+
+def run(folder, setting=SETTING) -> experiments.Run:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments, "CHECKPOINTS", folder)
+        return experiments.run(setting, seed=0)
+
+
+@pytest.mark.parametrize("setting", [
+    SETTING, replace(SETTING, name="host", randmask=False, erm=replace(ERM, select="best", optimizer="Adam"))],
+    ids=lambda setting: setting.name)
+def test_a_run_saved_loaded_and_resumed(setting, folder, monkeypatch):
+    """The files hold the same bits, whatever the device, and however often the run is interrupted on it."""
+    if setting.name == "host":
+        monkeypatch.setattr(experiments, "room_for", lambda images: images.device)
+    tests = {name: few_images(ERM, 0, name) for name in setting.test_sets}
+
+    def job(device):
+        first = run(folder / device.type, setting)
+        loaded = run(folder / device.type, setting)
+        assert {place(one.masktune.model) for one in (first, loaded)} == {device}
+        kept = experiments._on_device(setting, 0)()
+        assert {part.device for part in kept} == {CPU if setting.name == "host" else device}
+        return [(one.erm.digest(), loaded.erm.digest(), one.masktune.history, experiments.predict_all([one], tests))
+                for one in (first, loaded)]
+
+    both(job)
+    assert results(folder / "virtual") == results(folder / "cpu")
+
+    real, steps, stops = F.cross_entropy, [], 0
+
+    def press(*arguments):
+        steps.append(None)
+        if len(steps) % 4 == 0:
+            os.kill(os.getpid(), signal.SIGINT)  # held back until the step is done
+        return real(*arguments)
+
+    monkeypatch.setattr(F, "cross_entropy", press)
+    with gpu():
+        while True:
+            try:
+                run(folder / "resumed", setting)
+                break
+            except KeyboardInterrupt:
+                stops += 1
+    assert stops == len(steps) // 4 >= 3
+    assert results(folder / "resumed") == results(folder / "cpu")
+
+
+def test_studies(folder, monkeypatch):
+    """Heat maps of the grad-cam library and of chance, the last layer refitted, BatchNorm frozen, squares hidden."""
+    tests = {name: few_images(ERM, 0, name) for name in SETTING.test_sets}
+    monkeypatch.setattr(studies, "ORDERS", 1)
+
+    def job(device):
+        monkeypatch.setattr(studies, "RESULTS", folder / device.type)
+        one = run(folder / device.type, replace(SETTING, randmask=False))
+        images, labels, _, groups = studies._inputs(one)
+        model = studies.start_finetune(ERM, one.erm).model
+        studies._refit_last_layer(model, images, labels, groups, seed=0)
+        return ([studies._masks_of(cam, one) for cam in (*studies.CAMS, "label")], model.state_dict(),
+                studies._finetuned(one, tests, studies._found(one), frozen=True), studies.order_study([one], tests))
+
+    both(job)
+
+
+def test_a_classifier_of_ones_own(train):
+    data = Images(train.images[:IMAGES], train.labels[:IMAGES], ("low", "high"), train.groups[:IMAGES])
+
+    def job(device):
+        torch.manual_seed(0)
+        model = nn.Sequential(*SmallCNN().backbone[:13], nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 2))
+        repaired, report = masktune(model.to(device), data, layer="12", lr=0.01, batch_size=8, iterations=2,
+                                    mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), tests={"again": data})
+        assert (place(repaired), report.mean_masks.device) == (device, CPU)
+        figures.mean_masks(report.mean_masks, data.classes)
+        shown = report.masks[torch.arange(3).to(device)].cpu()
+        figures.gallery(pixels(data.images[:3]), shown, "abc")
+        return repaired.state_dict(), str(report), report.masks, report.mean_masks, shown
+
+    both(job)
