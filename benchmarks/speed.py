@@ -34,7 +34,17 @@ from src.recipes import MNIST
 from src.seeding import generator
 from src.state import State
 from src.tables import benchmark as as_table
-from src.training import best_device, environment, epoch_batches, infer, keep_freed_memory, prepare, sgd, train_epoch
+from src.training import (
+    accuracy,
+    best_device,
+    environment,
+    epoch_batches,
+    infer,
+    keep_freed_memory,
+    prepare,
+    sgd,
+    train_epoch,
+)
 
 BATCH, LR, MOMENTUM, WEIGHT_DECAY = 128, 0.01, 0.9, 1e-4
 PICTURES, PICTURE_BATCH = 64, 32  # synthetic photographs of 224 pixels a side, for ResNet50
@@ -127,7 +137,7 @@ class Ours:
         return find_masks(model, self.images)
 
     def evaluate(self, model: nn.Module) -> float:
-        return (infer(model, self.tests).argmax(1) == self.test_labels).double().mean().item()
+        return accuracy(model, self.tests, self.test_labels)
 
 
 def timed(task: Callable, *arguments: object) -> tuple[float, object]:
@@ -171,19 +181,19 @@ def measure(root: Path, n: int, repeats: int, workers: int) -> list[dict]:
         print(f"{task}: {', '.join(f'{name} {median(many):.2f} s' for name, many in seconds.items())}", flush=True)
         return {"task": task, "images": images, "seconds": seconds, "check": check, "values": checks}
 
-    def accuracy(_: object, model: nn.Module) -> float:
+    def judged(_: object, model: nn.Module) -> float:
         return sides["ours"].evaluate(model)
 
     after, agree = "accuracy on raw after it", "share of pixels on which the masks agree"
     return [
-        row("ERM, one epoch", n, lambda _, side, model: side.epoch(model), after, accuracy),
+        row("ERM, one epoch", n, lambda _, side, model: side.epoch(model), after, judged),
         row("the same, ours in bf16", n, lambda name, side, model: side.epoch(
-            model, **({"precision": "bf16"} if name == "ours" else {})), after, accuracy),
+            model, **({"precision": "bf16"} if name == "ours" else {})), after, judged),
         row("heat maps and masks", n, lambda _, side, model: side.find_masks(trained), agree,
             lambda *_: agreement(masks)),
         row("the same, ResNet50", PICTURES, lambda _, side, model: side.find_masks(resnet, pictures), agree,
             lambda *_: agreement(picture_masks)),
-        row("fine-tune, one epoch", n, lambda name, side, model: side.epoch(model, masks[name]), after, accuracy),
+        row("fine-tune, one epoch", n, lambda name, side, model: side.epoch(model, masks[name]), after, judged),
         row("evaluation", len(tests), lambda _, side, model: side.evaluate(trained), "accuracy on raw",
             lambda result, _: result),
     ]

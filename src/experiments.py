@@ -22,7 +22,7 @@ from src.models import ResNet32, ResNet50, SmallCNN
 from src.recipes import DIGITS, FINETUNE_LRS, MNIST, Erm, FineTune, PhotographErm, SelectiveErm, Setting
 from src.seeding import generator
 from src.state import State
-from src.training import best_device, infer, room_for, sgd, train_epoch
+from src.training import accuracy, best_device, infer, room_for, sgd, train_epoch
 
 CHECKPOINTS = Path("checkpoints")
 DATA = Path("data")
@@ -110,12 +110,11 @@ def run_erm(setting: Setting, seed: int) -> State:
     def advance(state: State, after_step: Callable[[], None]) -> dict[str, float]:
         images, labels, _ = data()
         lr = erm.lr_at(state.epoch)
-        loss, accuracy = train_epoch(state, images, labels, lr=lr, after_step=after_step, **_options(erm, seed))
-        seen = dict(loss=loss, accuracy=accuracy, lr=lr)
+        loss, met = train_epoch(state, images, labels, lr=lr, after_step=after_step, **_options(erm, seed))
+        seen = dict(loss=loss, accuracy=met, lr=lr)
         if erm.select == "best":
             images, labels, _ = validation()
-            guesses = infer(state.model, images).argmax(1)
-            seen["validation"] = (guesses == labels.to(guesses.device)).double().mean().item()
+            seen["validation"] = accuracy(state.model, images, labels)
             state.keep_if_best(seen["validation"])
         return seen
 
@@ -138,13 +137,12 @@ def run_finetune(setting: Setting, seed: int, erm_state: State, finetune: FineTu
         images, labels, squares = data()
         options = dict(lr=finetune.lr, after_step=after_step, **_options(erm, seed))
         if finetune.method == "masktune":
-            loss, accuracy = masktune_epoch(state, images, labels, k=finetune.threshold_std,
-                                            accumulate=finetune.accumulate, **options)
+            loss, met = masktune_epoch(state, images, labels, k=finetune.threshold_std, accumulate=finetune.accumulate,
+                                       **options)
         else:
-            loss, accuracy = randmask_epoch(state, images, labels, **options)
-        guesses = infer(erm_state.model, images, state.masks).argmax(1)
-        seen = dict(loss=loss, accuracy=accuracy, lr=finetune.lr, hidden=state.masks.share(),
-                    erm_accuracy_on_masked=(guesses == labels.to(guesses.device)).float().mean().item())
+            loss, met = randmask_epoch(state, images, labels, **options)
+        seen = dict(loss=loss, accuracy=met, lr=finetune.lr, hidden=state.masks.share(),
+                    erm_accuracy_on_masked=accuracy(erm_state.model, images, labels, state.masks))
         if squares is not None:
             seen["squares_covered"] = state.masks[squares][:, :SQUARE, :SQUARE].float().mean().item()
         return seen

@@ -229,3 +229,9 @@ def infer(model: nn.Module, images: Tensor, masks: Masks | Tensor | None = None,
             hidden = None if masks is None else masks[batch].to(device)
             logits[start] = fast(pixels(images[batch].to(device), hidden))
     return torch.cat(parallel.gathered(logits)).to(device)
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, masks: Masks | Tensor | None = None) -> float:
+    """The share of images, in [0, 1], that a model classifies as labelled (N,) int64; the rest as of `infer`."""
+    guesses = infer(model, images, masks).argmax(1)
+    return (guesses == labels.to(guesses.device)).double().mean().item()
