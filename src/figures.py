@@ -104,7 +104,8 @@ def before_after(images: Tensor, before: Tensor, after: Tensor, labels: Tensor, 
 
 def mean_masks(shares: Tensor, classes: Sequence[str]) -> Figure:
     """How often each pixel is hidden, class by class: shares (classes, H, W) in [0, 1]."""
-    figure, axes = plt.subplots(1, len(classes), figsize=(4.2 * len(classes), 3.6))
+    side = min(4.2, 16 / len(classes))
+    figure, axes = plt.subplots(1, len(classes), figsize=(side * len(classes), 0.86 * side))
     for axis, often, name in zip(axes, shares, classes, strict=True):
         shown = _show(axis, often, dict(cmap="viridis", vmin=0, vmax=1), name)
     figure.colorbar(shown, ax=axes, label="share of images in which the pixel is hidden")

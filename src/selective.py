@@ -4,7 +4,8 @@ The paper's score multiplies what ERM and MaskTune say: where they disagree, the
 """
 
 import math
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from src.datasets.small import missing
 from src.experiments import DATA, as_config, load_data, run_erm, run_finetune
-from src.recipes import Setting
+from src.recipes import SELECTIVE_LRS, Setting
 from src.state import State, digest
 from src.studies import RESULTS, matching, measured, saved
 from src.training import infer
@@ -102,47 +103,83 @@ def aurc(scores: Tensor, wrong: Tensor) -> float:
 
 
 def study(setting: Setting) -> list[dict]:
-    """Measure every method on every seed of a setting, training what is missing; one row each, in `results/`.
+    """Error, real coverage and AURC of each of `METHODS`, seed by seed, on the test set; measured once, then loaded.
 
-    `error` and `coverage` on the test set at each of `COVERAGES`, the thresholds taken on the validation part; `aurc`
-    of the test set, and `risks`, its curve at coverages 0.01, ..., 1; `hidden`, the share of pixels that MaskTune hid.
+    The thresholds are those of the validation set. A row's `error` and `coverage` are at each of `COVERAGES`, its
+    `risks` the curve at every hundredth of the coverage, its `hidden` the share of training pixels that MaskTune hid.
     "two ERM seeds" are the row's and the next.
     """
-    @cache
-    def trained(kind: str, seed: int) -> State:
-        return run_erm(setting, seed) if kind == "erm" else run_finetune(setting, seed, trained("erm", seed))
-
-    data = cache(lambda part: load_data(setting.erm, test_set=part))
-
-    @cache
-    def probabilities(kind: str, seed: int, part: str) -> Tensor:
-        return infer(trained(kind, seed).model, data(part).images).softmax(1).cpu()
+    state, heard = _voices(setting)
 
     def measure(condition: dict) -> dict:
-        seed = condition["seed"]
+        seed, lr = condition["seed"], setting.finetune.lr
         other = setting.seeds[(setting.seeds.index(seed) + 1) % len(setting.seeds)]
-        voices = {"ERM": [("erm", seed)], "MaskTune alone": [("masktune", seed)],
-                  "ERM × MaskTune": [("erm", seed), ("masktune", seed)],
-                  "two ERM seeds": [("erm", seed), ("erm", other)]}[condition["method"]]
-        _, validation = answer(*(probabilities(*voice, "val") for voice in voices))
-        predictions, scores = answer(*(probabilities(*voice, "test") for voice in voices))
-        wrong = predictions != data("test").labels
+        voices = {"ERM": [(seed, None)], "MaskTune alone": [(seed, lr)], "ERM × MaskTune": [(seed, None), (seed, lr)],
+                  "two ERM seeds": [(seed, None), (other, None)]}[condition["method"]]
+        validation, _ = heard(voices, "val")
+        scores, wrong = heard(voices, "test")
         seen = [error_and_coverage(scores, wrong, threshold(validation, coverage)) for coverage in COVERAGES]
         risks = risk_coverage(scores, wrong)
-        hidden = [trained(*voice).history["hidden"][0] for voice in voices if voice[0] == "masktune"]
         hundredths = (torch.arange(1, 101) * len(risks) / 100).round().long().clamp(min=1) - 1
+        hidden = {"hidden": state(seed, lr).history["hidden"][0]} if (seed, lr) in voices else {}
         return {"error": [error for error, _ in seen], "coverage": [coverage for _, coverage in seen],
-                "aurc": aurc(scores, wrong), "risks": [round(risk, 5) for risk in risks[hundredths].tolist()],
-                **({"hidden": hidden[0]} if hidden else {})}
+                "aurc": aurc(scores, wrong), "risks": [round(risk, 5) for risk in risks[hundredths].tolist()], **hidden}
 
     return measured(_file(setting), conditions(setting), measure)
 
 
+def finetune_lr_study(setting: Setting) -> list[dict]:
+    """MaskTune with the fine-tune at each of `SELECTIVE_LRS`, from the same ERM weights; measured once, then loaded.
+
+    A row has, on the validation set ("val") and on the test set, the error of MaskTune alone and the AURC of its
+    product with ERM. An LR is chosen by the validation set; what the test set says is there to be compared.
+    """
+    _, heard = _voices(setting)
+
+    def measure(condition: dict) -> dict:
+        seed, lr = condition["seed"], condition["lr"]
+        return {key: value for part in ("val", "test") for key, value in (
+            (f"error_{part}", heard([(seed, lr)], part)[1].double().mean().item()),
+            (f"aurc_{part}", aurc(*heard([(seed, None), (seed, lr)], part))))}
+
+    return measured(RESULTS / f"finetune-lr-{setting.name}.json", (
+        {"setting": setting.name, "seed": seed, "lr": lr, "recipe": _recipe(setting, lr)}
+        for seed in setting.seeds for lr in SELECTIVE_LRS), measure)
+
+
+def _voices(setting: Setting) -> tuple[Callable, Callable]:
+    """Two functions of models, each named by its seed and the LR of its fine-tune, None for ERM.
+
+    The first gives the state of one; the second the scores that several give together to the images of a part, "val" or
+    "test", and which of their predictions are wrong: (N,) float64 and (N,) bool.
+    """
+    @cache
+    def state(seed: int, lr: float | None) -> State:
+        if lr is None:
+            return run_erm(setting, seed)
+        return run_finetune(setting, seed, state(seed, None), replace(setting.finetune, lr=lr))
+
+    data = cache(lambda part: load_data(setting.erm, test_set=part))
+
+    @cache
+    def probabilities(seed: int, lr: float | None, part: str) -> Tensor:
+        return infer(state(seed, lr).model, data(part).images).softmax(1).cpu()
+
+    def heard(voices: list[tuple[int, float | None]], part: str) -> tuple[Tensor, Tensor]:
+        predictions, scores = answer(*(probabilities(*voice, part) for voice in voices))
+        return scores, predictions != data(part).labels
+
+    return state, heard
+
+
 def conditions(setting: Setting) -> list[dict]:
     """What is measured of a setting; "recipe" names its training by content, so that another one is measured anew."""
-    recipe = digest({"erm": as_config(setting.erm), **asdict(setting.finetune)})[:16]
-    return [{"setting": setting.name, "seed": seed, "method": method, "recipe": recipe}
+    return [{"setting": setting.name, "seed": seed, "method": method, "recipe": _recipe(setting, setting.finetune.lr)}
             for seed in setting.seeds for method in METHODS]
+
+
+def _recipe(setting: Setting, lr: float) -> str:
+    return digest({"erm": as_config(setting.erm), **asdict(replace(setting.finetune, lr=lr))})[:16]
 
 
 def at_hand(setting: Setting) -> bool:

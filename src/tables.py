@@ -212,3 +212,14 @@ def selective(rows: Sequence[dict], coverages: Sequence[float], reported: dict[s
         lines.append([whose, *(f"{100 * errors[coverage]:.2f}" if coverage in errors else "" for coverage in coverages),
                       "", ""])
     return markdown(["score of", *(f"error at {coverage:.0%}" for coverage in coverages), "AURC × 100", "n"], lines)
+
+
+def selective_lrs(rows: Sequence[dict]) -> str:
+    """The LR study of selective classification, mean ± std over seeds: on what the LR is chosen, and on the tests."""
+    columns = {"error_val": "validation: error of MaskTune alone", "aurc_val": "validation: AURC × 100 with ERM",
+               "error_test": "test: error of MaskTune alone", "aurc_test": "test: AURC × 100 with ERM"}
+    lines = []
+    for lr in dict.fromkeys(row["lr"] for row in rows):
+        seeds = [row for row in rows if row["lr"] == lr]
+        lines.append([lr, *(f"{summarize([row[key] for row in seeds]):.2f}" for key in columns), len(seeds)])
+    return markdown(["LR", *columns.values(), "n"], lines)

@@ -173,6 +173,24 @@ def test_study(small, monkeypatch):
     assert len(figures.risk_coverage(rows, "miniature").axes[0].lines) == len(selective.METHODS)
 
 
+def test_finetune_lr_study(small, monkeypatch):
+    monkeypatch.setattr(selective, "SELECTIVE_LRS", (0.01, 0.1))
+    rows = selective.finetune_lr_study(small)
+    assert [(row["seed"], row["lr"]) for row in rows] == [(0, 0.01), (0, 0.1), (1, 0.01), (1, 0.1)]
+    by = {(row["seed"], row["method"]): row for row in selective.study(small)}
+    for row in rows[::2]:  # the recipe's own LR
+        assert row["recipe"] == by[row["seed"], "ERM"]["recipe"]
+        assert row["error_test"] == pytest.approx(by[row["seed"], "MaskTune alone"]["error"][-1])
+        assert row["aurc_test"] == by[row["seed"], "ERM × MaskTune"]["aurc"]
+    assert rows[0]["aurc_val"] != rows[0]["aurc_test"]
+    assert rows[0]["aurc_val"] != rows[1]["aurc_val"]
+    monkeypatch.setattr(selective, "run_erm", None)
+    assert selective.finetune_lr_study(small) == rows  # loaded
+    lines = tables.selective_lrs(rows).split("\n")[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| 0.01", "| 0.1"]
+    assert all(line.endswith("| 2 |") for line in lines)
+
+
 def test_adam_goes_on_where_it_was_killed(small, monkeypatch):
     """Cats vs Dogs' optimizer: its moments and its count of steps are part of what is resumed."""
     adam = replace(small, erm=replace(small.erm, optimizer="Adam", lr=1e-3, epochs=2), save_steps=1)
@@ -213,3 +231,13 @@ def test_published_rows_fit_the_recipes(monkeypatch):
     for path in studies.RESULTS.glob("selective-*.json"):
         setting = next(s for s in SELECTIVE if path.stem == f"selective-{s.name}")
         assert len(selective.study(setting)) == len(setting.seeds) * len(selective.METHODS)
+
+
+def test_published_lr_is_the_best_on_validation(monkeypatch):
+    """And never on the test set."""
+    monkeypatch.setattr(selective, "run_erm", None)
+    for path in studies.RESULTS.glob("finetune-lr-*.json"):
+        setting = next(s for s in SELECTIVE if path.stem == f"finetune-lr-{s.name}")
+        rows = selective.finetune_lr_study(setting)
+        areas = {lr: sum(row["aurc_val"] for row in rows if row["lr"] == lr) for lr in selective.SELECTIVE_LRS}
+        assert setting.finetune.lr == min(areas, key=areas.get)
