@@ -180,5 +180,6 @@ SELECTIVE = (
         view=View(64, 64)), randmask=False, test_sets=("test",), save_steps=1000),
     Setting("cifar10-jpeg", "CIFAR-10, JPEG copy", SelectiveErm(  # 300 and 25 epochs, each 12.5 times shorter
         dataset="CIFAR-10, JPEG copy", epochs=24, lr_halved_every=2, precision="bf16"),
+            finetune=FineTune(lr=1e-4),  # the best of SELECTIVE_LRS on the validation set
             randmask=False, test_sets=("test",), save_steps=50),
 )
