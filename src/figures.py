@@ -1,5 +1,6 @@
 """The figures: each function returns one. Heat maps share one colour scale, masks are white where pixels are hidden."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
@@ -104,9 +105,12 @@ def before_after(images: Tensor, before: Tensor, after: Tensor, labels: Tensor, 
 
 def mean_masks(shares: Tensor, classes: Sequence[str]) -> Figure:
     """How often each pixel is hidden, class by class: shares (classes, H, W) in [0, 1]."""
-    side = min(4.2, 16 / len(classes))
-    figure, axes = plt.subplots(1, len(classes), figsize=(side * len(classes), 0.86 * side))
-    for axis, often, name in zip(axes, shares, classes, strict=True):
+    columns = min(5, len(classes))
+    rows, side = math.ceil(len(classes) / columns), min(4.2, 16 / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(side * columns, 0.86 * side * rows), squeeze=False)
+    for axis in axes.flat[len(classes):]:
+        axis.set_axis_off()
+    for axis, often, name in zip(axes.flat, shares, classes, strict=False):
         shown = _show(axis, often, dict(cmap="viridis", vmin=0, vmax=1), name)
     figure.colorbar(shown, ax=axes, label="share of images in which the pixel is hidden")
     return figure
