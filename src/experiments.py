@@ -209,8 +209,9 @@ def finetune_lr_study(runs: list[Run], tests: dict) -> dict[str, dict[str, Tenso
         own = run.setting.finetune
         states = [run.masktune if lr == own.lr else
                   run_finetune(run.setting, run.seed, run.erm, replace(own, lr=lr)) for lr in FINETUNE_LRS]
-        for name, guesses in predict(states, tests).items():
-            correct = (guesses == tests[name].labels).double().mean(1)
+        for name, test in tests.items():
+            correct = torch.tensor([accuracy(state.model, test.images, test.labels) for state in states],
+                                   dtype=torch.float64)
             table.setdefault(run.setting.title, {}).setdefault(name, []).append(correct)
     return {title: {name: torch.stack(seeds) for name, seeds in sets.items()} for title, sets in table.items()}
 

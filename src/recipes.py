@@ -153,7 +153,7 @@ DIGITS = tuple(
             erm=replace(setting.erm, dataset="SpuriousDigits", epochs=10, batch_size=32))
     for setting in MNIST)
 FINETUNE_LRS = (0.01, 0.005, 0.0025, 0.00125)  # the four of ERM's schedule: official code's first to paper's last
-SELECTIVE_LRS = (0.01, 0.001, 0.0001)  # around ERM's last, 0.1 / 2 ** 11
+SELECTIVE_LRS = (0.01, 0.001, 0.0001)  # from MNIST's down towards ERM's last, 0.1 / 2 ** 11
 
 _AS_ERM = FineTune(lr=1e-4)  # official code: at ERM's LR
 PHOTOGRAPHS = (

@@ -112,3 +112,14 @@ def make_imagenet9(root: Path, each: int = 2, variants: tuple[str, ...] = ("orig
 def write_csv(path: Path, rows: list) -> None:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
+
+
+def held_out(n: int) -> list[int]:
+    """Which of n small pictures are kept aside: a fifth, drawn with the paper's seed."""
+    return sorted(torch.randperm(n, generator=torch.Generator().manual_seed(50))[:n // 5].tolist())
+
+
+def expected(n: int, split: str) -> list[int]:
+    """Which of n pictures to train on are those of "train" or "val"."""
+    aside = held_out(n)
+    return aside if split == "val" else [i for i in range(n) if i not in aside]

@@ -91,7 +91,7 @@ class VirtualDevice(TorchDispatchMode):
         def wrap(tensor: Tensor) -> Tensor:
             outer = ours.get(id(tensor))  # of an operation in place
             if outer is not None and outer.shape != tensor.shape:
-                raise NotImplementedError(f"{func} changes a shape in place")
+                raise RuntimeError(f"{func} changes a shape in place; a tensor of the virtual device keeps its own")
             return VirtualTensor(tensor) if outer is None else outer
 
         return _changed(wrap, result) if here else result
