@@ -24,7 +24,7 @@ def check_pixels(images: Tensor) -> None:
         raise TypeError(f"images are {_kind(images)}; floats in [0, 1] are wanted (pixels() makes them from uint8)")
     if images.dim() != 4 or images.shape[1] != 3 or len(images) == 0:
         raise ValueError(f"images are {tuple(images.shape)}; (B, 3, H, W) with B >= 1 is wanted")
-    low, high = (bound.item() for bound in images.detach().aminmax())
+    low, high = torch.stack((images.detach().amin(), images.detach().amax())).tolist()  # aminmax would copy them
     if not (low >= 0 and high <= 1):  # so worded, NaN fails too
         raise ValueError(f"images lie in [{low:g}, {high:g}]; [0, 1] is wanted, before any normalisation")
 
@@ -41,7 +41,7 @@ def check_labels(labels: Tensor, images: Tensor, classes: int) -> None:
     wanted = f"torch.int64 {(len(images),)}"
     if _kind(labels) != wanted:
         raise ValueError(f"labels are {_kind(labels)}; {wanted} is wanted, one for each image")
-    low, high = (bound.item() for bound in labels.aminmax())
+    low, high = torch.stack(labels.aminmax()).tolist()  # the host waits once
     if low < 0 or high >= classes:
         raise ValueError(f"labels lie in {low}..{high}; the model has {classes} classes, so 0..{classes - 1} is wanted")
 

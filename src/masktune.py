@@ -28,9 +28,10 @@ def hottest(heatmaps: Tensor, k: float = 2.0) -> Tensor:
     if not total.isfinite().all():
         raise ValueError("heat maps hold NaN or infinity; the weights or the images that they came from are not finite")
     positive = heatmaps > 0
-    count = positive.sum((1, 2), keepdim=True).clamp(min=1)
+    counted = positive.to(heatmaps.dtype)  # converted once: sums of bool are slow
+    count = counted.sum((1, 2), keepdim=True).clamp(min=1)
     mean = total / count
-    variance = ((heatmaps - mean) ** 2 * positive).sum((1, 2), keepdim=True) / count
+    variance = ((heatmaps - mean) ** 2 * counted).sum((1, 2), keepdim=True) / count
     return positive & (heatmaps > mean + k * variance.sqrt())
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -25,7 +24,7 @@ from src.masks import Masks
 from src.masktune import find_masks, hottest, masktune_epoch
 from src.metrics import score
 from src.recipes import Setting
-from src.saliency import unit_range, xgradcam
+from src.saliency import resized, unit_range, xgradcam
 from src.seeding import generator
 from src.state import State
 from src.training import best_device, environment, infer, pixels, train_epoch
@@ -245,8 +244,8 @@ def _masks_of(cam: str, run: Run, batch_size: int = 500) -> Masks:
 
     def heat(batch: slice) -> Tensor:
         if cam == "random":
-            coarse = torch.rand(len(labels[batch]), 1, 8, 8, generator=draw).to(images.device)
-            return unit_range(F.interpolate(coarse, images.shape[2:], mode="bilinear", align_corners=False)[:, 0])
+            coarse = torch.rand(len(labels[batch]), 8, 8, generator=draw).to(images.device)
+            return unit_range(resized(coarse, *images.shape[2:]))
         if cam == "label":
             return xgradcam(model, pixels(images[batch]), classes=labels[batch])
         return torch.from_numpy(explain(pixels(images[batch]), targets=None)).to(images.device)

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
@@ -31,14 +31,6 @@ CPU = torch.device("cpu")
 IMAGES = 48
 ERM = replace(DIGITS[0].erm, class_mix_ratio=0.25, epochs=2, batch_size=16)
 SETTING = replace(DIGITS[0], erm=ERM, save_steps=2, finetune=FineTune(iterations=2, accumulate=True))
-
-
-@pytest.fixture(autouse=True)
-def equal_bits():
-    """Where torch must be deterministic it resizes heat maps by another formula on a device than on the CPU."""
-    torch.use_deterministic_algorithms(False)
-    yield
-    torch.use_deterministic_algorithms(True, warn_only=True)  # as `prepare` has it
 
 
 @contextmanager
@@ -139,22 +131,9 @@ def test_masks_of_images_in_host_memory(train):
     both(job)
 
 
-def test_heat_maps_where_torch_must_be_deterministic(train):
-    """Then a device, CUDA too, resizes them by a formula that rounds otherwise than the CPU's."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    images, seen = train.images[:IMAGES], {}
-    for switched in (nullcontext(), gpu()):
-        with switched:
-            model = new_model(0)
-            heat = xgradcam(model, pixels(images.to(place(model))))
-            seen[place(model).type] = heat.cpu(), find_masks(model, images)[:]
-    torch.testing.assert_close(seen["virtual"][0], seen["cpu"][0], rtol=0, atol=1e-6)
-    assert (seen["virtual"][1] != seen["cpu"][1]).double().mean() < 1e-3
-
-
-@pytest.mark.parametrize(("job", "waits"), [(find_masks, 5), (infer, 0)])
+@pytest.mark.parametrize(("job", "waits"), [(find_masks, 3), (infer, 0)])
 def test_what_a_batch_waits_for(job, waits, train):
-    """Heat maps: for the range of the pixels (two numbers), that of the classes (two), and whether all are finite."""
+    """Heat maps: for the range of the pixels, that of the classes, and whether all are finite."""
     with gpu() as device:
         images, model, counts = train.images[:64].to(device.name), new_model(0), []
         for n in (32, 64):
