@@ -126,10 +126,9 @@ class Ours:
         self.images, self.labels = (tensor[:n].to(best_device()) for tensor in (data.images, data.labels))
         self.tests, self.test_labels = tests.images.to(best_device()), tests.labels.to(best_device())
 
-    def epoch(self, model: nn.Module, masks: Masks | None = None, precision: str = "fp32") -> float:
+    def epoch(self, model: nn.Module, masks: Masks | None = None, **options: object) -> float:
         state = State(model, sgd(model, MOMENTUM, WEIGHT_DECAY))
-        return train_epoch(state, self.images, self.labels, masks=masks, lr=LR, batch_size=BATCH, seed=0,
-                           precision=precision)[0]
+        return train_epoch(state, self.images, self.labels, masks=masks, lr=LR, batch_size=BATCH, seed=0, **options)[0]
 
     def find_masks(self, model: nn.Module, pictures: Tensor | None = None) -> Masks:
         if pictures is not None:
@@ -185,10 +184,12 @@ def measure(root: Path, n: int, repeats: int, workers: int) -> list[dict]:
         return sides["ours"].evaluate(model)
 
     after, agree = "accuracy on raw after it", "share of pixels on which the masks agree"
+    variants = {"ERM, one epoch": {}, "the same, ours in bf16": {"precision": "bf16"}}
+    if best_device().type == "cuda":
+        variants["the same, ours as a CUDA graph"] = {"capture": True}
     return [
-        row("ERM, one epoch", n, lambda _, side, model: side.epoch(model), after, judged),
-        row("the same, ours in bf16", n, lambda name, side, model: side.epoch(
-            model, **({"precision": "bf16"} if name == "ours" else {})), after, judged),
+        *(row(task, n, lambda name, side, model, options=options: side.epoch(
+            model, **(options if name == "ours" else {})), after, judged) for task, options in variants.items()),
         row("heat maps and masks", n, lambda _, side, model: side.find_masks(trained), agree,
             lambda *_: agreement(masks)),
         row("the same, ResNet50", PICTURES, lambda _, side, model: side.find_masks(resnet, pictures), agree,

@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from src import parallel
 from src.augmentation import Augmentation
+from src.capture import Captured
 from src.checks import check_images, check_labels, check_masks
 from src.interrupts import uninterrupted
 from src.masks import Masks
@@ -109,7 +110,7 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, device: torch.
 
 def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int,
                 masks: Masks | Tensor | None = None, augmentation: Augmentation | None = None, precision: str = "fp32",
-                after_step: Callable[[], None] | None = None) -> tuple[float, float]:
+                capture: bool = False, after_step: Callable[[], None] | None = None) -> tuple[float, float]:
     """Train what is left of the state's epoch, in train mode; return its mean loss and its accuracy, as they were met.
 
     `state.finish_epoch` then counts it as done. The order of the samples, and what the augmentation does to each,
@@ -121,6 +122,7 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
         batch_size: images of one update, over all processes.
         augmentation: comes after the masks, so that each hides the pixels that it was computed on.
         precision: "fp32", or "bf16": forward and loss under autocast, weights and optimizer in fp32.
+        capture: replay the step as a CUDA graph; with images on the GPU, SGD and one process.
         after_step: called between two steps.
 
     Raises:
@@ -130,6 +132,10 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} is unknown; it is one of {PRECISIONS}")
+    if capture and not (images.device.type != "cpu" and parallel.world() == 1
+                        and isinstance(state.optimizer, torch.optim.SGD)):
+        raise ValueError(f"capture=True wants the images on a GPU, SGD and one process; here are images on "
+                         f"{images.device}, {type(state.optimizer).__name__} and {parallel.world()} processes")
     check_images(images)
     check_masks(masks, images)
     check_labels(labels, images, classes=infer(state.model, images[:1]).shape[1])
@@ -150,21 +156,28 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
         state.losses = torch.zeros(len(batches), device=device)
         state.correct = torch.zeros((), dtype=torch.int64, device=device)
     with parallel.shared(state.model) as model:
+
+        def step(index: Tensor, n: int) -> tuple[Tensor, Tensor]:
+            """Update the weights by this process's images of a batch of n: their mean loss, and how many were right."""
+            inputs = pixels(images[index].to(device), None if masks is None else masks[index].to(device))
+            targets = labels[index].to(device)
+            if augmentation:
+                inputs = augmentation(inputs, drawn[index].to(device))
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits = model(inputs)
+                loss = F.cross_entropy(logits, targets)
+            state.optimizer.zero_grad()
+            (loss * (len(index) * parallel.world() / n)).backward()  # DDP averages over the processes
+            state.optimizer.step()
+            return loss.detach(), (logits.detach().argmax(1) == targets).sum()
+
+        run = Captured(step) if capture else step
         for batch in batches[state.step:]:
             index = parallel.share(batch)
             with uninterrupted():
-                inputs = pixels(images[index].to(device), None if masks is None else masks[index].to(device))
-                targets = labels[index].to(device)
-                if augmentation:
-                    inputs = augmentation(inputs, drawn[index].to(device))
-                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                    logits = model(inputs)
-                    loss = F.cross_entropy(logits, targets)
-                state.optimizer.zero_grad()
-                (loss * (len(index) * parallel.world() / len(batch))).backward()  # DDP averages over the processes
-                state.optimizer.step()
-                state.losses[state.step] = parallel.total(loss.detach() * (len(index) / len(batch)))
-                state.correct += parallel.total((logits.detach().argmax(1) == targets).sum())
+                loss, right = run(index, len(batch))
+                state.losses[state.step] = parallel.total(loss * (len(index) / len(batch)))
+                state.correct += parallel.total(right)
                 state.step += 1
             if after_step is not None:
                 after_step()

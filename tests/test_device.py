@@ -2,9 +2,7 @@
 
 import os
 import signal
-import sys
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
@@ -25,22 +23,12 @@ from src.saliency import xgradcam
 from src.state import State, digest
 from src.training import infer, pixels, train_epoch
 from tests.harness import first_images, results
-from tests.virtual_device import virtual_device
+from tests.virtual_device import gpu
 
 CPU = torch.device("cpu")
 IMAGES = 48
 ERM = replace(DIGITS[0].erm, class_mix_ratio=0.25, epochs=2, batch_size=16)
 SETTING = replace(DIGITS[0], erm=ERM, save_steps=2, finetune=FineTune(iterations=2, accumulate=True))
-
-
-@contextmanager
-def gpu():
-    """Switch the virtual device on, as the one that the project finds best."""
-    with virtual_device() as device, pytest.MonkeyPatch.context() as patch:
-        for name, module in list(sys.modules.items()):
-            if name.startswith("src.") and hasattr(module, "best_device"):
-                patch.setattr(module, "best_device", lambda: device.name)
-        yield device
 
 
 def both(job):

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,7 +69,7 @@ class VirtualDevice(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.name, self.events = torch.device(NAME, 0), []
+        self.name, self.events, self.recording = torch.device(NAME, 0), [], None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, tensors = dict(kwargs or {}), []
@@ -86,7 +87,10 @@ class VirtualDevice(TorchDispatchMode):
             here = isinstance(args[0], VirtualTensor) if func.overloadpacket in COPIES else bool(ours)
         if here or ours:
             self.check(func, args, kwargs, tensors, here)
-        result = func(*inner, **named)
+        if self.recording is not None and (here or ours):
+            result = self.recording.record(func, inner, named)
+        else:
+            result = func(*inner, **named)
 
         def wrap(tensor: Tensor) -> Tensor:
             outer = ours.get(id(tensor))  # of an operation in place
@@ -120,6 +124,8 @@ class VirtualDevice(TorchDispatchMode):
             self.note("sync", packet)
 
     def note(self, kind: str, operation: Callable) -> None:
+        if self.recording is not None:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {operation.__name__}, a {kind}")
         frame = sys._getframe()
         while frame and not frame.f_code.co_filename.startswith(SRC):
             frame = frame.f_back
@@ -156,3 +162,13 @@ def virtual_device() -> Iterator[VirtualDevice]:
             yield device
         finally:
             VirtualDevice.active = None
+
+
+@contextmanager
+def gpu() -> Iterator[VirtualDevice]:
+    """Switch the device on, as the one that the project finds best."""
+    with virtual_device() as device, pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("src.") and hasattr(module, "best_device"):
+                patch.setattr(module, "best_device", lambda: device.name)
+        yield device
