@@ -190,7 +190,7 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode, its weights fixed, and each of its parts back as it was afterwards, come what may.
 
-    Autograd keeps no activation for weights that ask for no gradient: of a ResNet50, five times less memory.
+    Autograd keeps no activation for weights that ask for no gradient: of a ResNet50, that is most of the memory.
     """
     modes = [(module, module.training) for module in model.modules()]
     learning = [weight for weight in model.parameters() if weight.requires_grad]
