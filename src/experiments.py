@@ -223,8 +223,11 @@ def as_config(erm: Erm) -> dict:
 
 def _options(erm: Erm, seed: int) -> dict:
     """What a recipe says of every epoch, ERM's and the fine-tune's; CUDA graphs if MASKTUNE_CAPTURE=1 asks for them."""
+    capture = os.environ.get("MASKTUNE_CAPTURE", "0")
+    if capture not in ("0", "1"):
+        raise ValueError(f"MASKTUNE_CAPTURE={capture!r} is unknown; it is '0' or '1'")
     return dict(batch_size=erm.batch_size, seed=seed, precision=erm.precision, augmentation=erm.augmentation,
-                capture=os.environ.get("MASKTUNE_CAPTURE") == "1")
+                capture=capture == "1")
 
 
 def _on_device(setting: Setting, seed: int, test_set: str | None = None) -> Callable[[], tuple[Tensor, ...]]:

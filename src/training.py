@@ -134,8 +134,8 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
         raise ValueError(f"precision={precision!r} is unknown; it is one of {PRECISIONS}")
     if capture and not (images.device.type != "cpu" and parallel.world() == 1
                         and isinstance(state.optimizer, torch.optim.SGD)):
-        raise ValueError(f"capture=True wants the images on a GPU, SGD and one process; here are images on "
-                         f"{images.device}, {type(state.optimizer).__name__} and {parallel.world()} processes")
+        raise ValueError("capture (MASKTUNE_CAPTURE=1) wants the images on a GPU, SGD and one process; here are images "
+                         f"on {images.device}, {type(state.optimizer).__name__} and {parallel.world()} processes")
     check_images(images)
     check_masks(masks, images)
     check_labels(labels, images, classes=infer(state.model, images[:1]).shape[1])

@@ -111,10 +111,15 @@ def test_what_cannot_be_captured_is_said_before_anything_is_trained(optimizer, h
         assert state.step == 0
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_captures_where_the_environment_asks_for_it(asked, monkeypatch):
-    monkeypatch.setenv("MASKTUNE_CAPTURE", "1" if asked else "")
-    assert experiments._options(MNIST[0].erm, 0)["capture"] == asked
+def test_captures_where_the_environment_asks_for_it(monkeypatch):
+    monkeypatch.delenv("MASKTUNE_CAPTURE", raising=False)
+    assert not experiments._options(MNIST[0].erm, 0)["capture"]
+    for value in "01":
+        monkeypatch.setenv("MASKTUNE_CAPTURE", value)
+        assert experiments._options(MNIST[0].erm, 0)["capture"] == (value == "1")
+    monkeypatch.setenv("MASKTUNE_CAPTURE", "yes")
+    with pytest.raises(ValueError, match="MASKTUNE_CAPTURE='yes' is unknown; it is '0' or '1'"):
+        experiments._options(MNIST[0].erm, 0)
 
 
 @pytest.mark.skipif(experiments.best_device().type != "cuda", reason="there is no CUDA device")
