@@ -49,6 +49,7 @@ from src.training import (
 BATCH, LR, MOMENTUM, WEIGHT_DECAY = 128, 0.01, 0.9, 1e-4
 PICTURES, PICTURE_BATCH = 64, 32  # synthetic photographs of 224 pixels a side, for ResNet50
 BLUE = (0, 0, 255)
+MEMORY = ("usual", "ours", "usual, ResNet50", "ours, ResNet50")  # of the four tasks; of the photographs' masks
 
 
 class UsualDataset(Dataset):
@@ -148,6 +149,11 @@ def timed(task: Callable, *arguments: object) -> tuple[float, object]:
     return time.perf_counter() - begun, result
 
 
+def photographs() -> Tensor:
+    pictures = torch.randint(256, (PICTURES, 3, 224, 224), dtype=torch.uint8, generator=generator(0, "pictures"))
+    return pictures.to(best_device())
+
+
 def measure(root: Path, n: int, repeats: int, workers: int) -> list[dict]:
     """Each task by both, in turn, after a warm-up; every time in seconds, and what shows that the results agree."""
     setting = MNIST[1]
@@ -160,9 +166,7 @@ def measure(root: Path, n: int, repeats: int, workers: int) -> list[dict]:
         side.find_masks(trained)
     sides = {"usual": Usual(root, data, tests, n, workers), "ours": Ours(data, tests, n)}
     masks = {name: side.find_masks(trained) for name, side in sides.items()}
-    resnet = new_model(0, "ResNet50")
-    pictures = torch.randint(256, (PICTURES, 3, 224, 224), dtype=torch.uint8, generator=generator(0, "pictures"))
-    pictures = pictures.to(best_device())
+    resnet, pictures = new_model(0, "ResNet50"), photographs()
     picture_masks = {name: side.find_masks(resnet, pictures) for name, side in sides.items()}
 
     def agreement(found: dict) -> float:
@@ -211,19 +215,22 @@ def convolution_share(root: Path) -> float:
         row.self_cpu_time_total for row in rows)
 
 
-def peak_memory(root: Path, side: str, n: int, workers: int) -> dict:
-    """MB of host memory (and of the device) that a side takes over the data set itself, its workers included."""
+def peak_memory(root: Path, name: str, n: int, workers: int) -> dict:
+    """MB of host memory (and of the device) that one of `MEMORY` takes over the data itself, its workers included."""
     setting = MNIST[1]
     data = SpuriousMNIST(root, train=True, mix_order=setting.erm.mix_order)
     tests = SpuriousMNIST(root, train=False, test_set="raw")
-    model = new_model(0)
-    infer(model, tests.images[:BATCH])  # what the libraries load at first use is not counted
-    keep_freed_memory(side == "ours")
+    model, pictures = (new_model(0, "ResNet50"), photographs()) if "ResNet50" in name else (new_model(0), None)
+    infer(model, tests.images[:BATCH] if pictures is None else pictures[:1])  # first use loads things: not counted
+    keep_freed_memory(name.startswith("ours"))
     with Memory() as memory:
-        task = Usual(root, data, tests, n, workers) if side == "usual" else Ours(data, tests, n)
-        task.epoch(model)
-        task.epoch(model, task.find_masks(model))
-        task.evaluate(model)
+        task = Usual(root, data, tests, n, workers) if name.startswith("usual") else Ours(data, tests, n)
+        if pictures is not None:
+            task.find_masks(model, pictures)
+        else:
+            task.epoch(model)
+            task.epoch(model, task.find_masks(model))
+            task.evaluate(model)
     return {"host": memory.host, "device": memory.device}
 
 
@@ -234,7 +241,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="of the usual pipeline's DataLoader")
     parser.add_argument("--root", type=Path, default=Path("data"), help="the folder with MNIST")
     parser.add_argument("--output", type=Path, default=Path("results/speed.json"))
-    parser.add_argument("--memory", choices=("usual", "ours"), help=argparse.SUPPRESS)  # a process of its own
+    parser.add_argument("--memory", choices=MEMORY, help=argparse.SUPPRESS)  # a process of its own
     arguments = parser.parse_args()
     prepare()
     common = (arguments.images, arguments.workers)
@@ -242,7 +249,7 @@ def main() -> None:
         print(json.dumps(peak_memory(arguments.root, arguments.memory, *common)))
         return
     rows = measure(arguments.root, arguments.images, arguments.repeats, arguments.workers)
-    memory = {side: in_own_process("benchmarks.speed", *sys.argv[1:], "--memory", side) for side in ("usual", "ours")}
+    memory = {name: in_own_process("benchmarks.speed", *sys.argv[1:], "--memory", name) for name in MEMORY}
     result = {"made_with": environment(), "batch_size": BATCH, "workers": arguments.workers,
               "repeats": arguments.repeats, "tasks": rows, "peak_memory_mb": memory,
               "convolution_share": convolution_share(arguments.root)}
