@@ -66,10 +66,17 @@ def keep_freed_memory(keep: bool) -> None:
 
 
 def environment() -> str:
-    """Name what produces the numbers: Python, torch, device, and the commit with a mark where files differ from it."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    """Name what produces the numbers: Python, torch, device, and the commit with a mark where files differ from it.
+
+    Those under results/ do not count, since the studies that write this line there change them row by row.
+    """
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    commit = git("describe", "--always") or "unknown"
+    mark = "-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", ":(exclude)results") else ""
     return (f"Python {platform.python_version()}, torch {torch.__version__}, {device_name(best_device())}, "
-            f"commit {git.stdout.strip() or 'unknown'}")
+            f"commit {commit}{mark}")
 
 
 def device_name(device: torch.device) -> str:
