@@ -149,7 +149,8 @@ def timed(task: Callable, *arguments: object) -> tuple[float, object]:
     return time.perf_counter() - begun, result
 
 
-def photographs() -> Tensor:
+def synthetic_photographs() -> Tensor:
+    """(PICTURES, 3, 224, 224) uint8 on the device: noise."""
     pictures = torch.randint(256, (PICTURES, 3, 224, 224), dtype=torch.uint8, generator=generator(0, "pictures"))
     return pictures.to(best_device())
 
@@ -166,7 +167,7 @@ def measure(root: Path, n: int, repeats: int, workers: int) -> list[dict]:
         side.find_masks(trained)
     sides = {"usual": Usual(root, data, tests, n, workers), "ours": Ours(data, tests, n)}
     masks = {name: side.find_masks(trained) for name, side in sides.items()}
-    resnet, pictures = new_model(0, "ResNet50"), photographs()
+    resnet, pictures = new_model(0, "ResNet50"), synthetic_photographs()
     picture_masks = {name: side.find_masks(resnet, pictures) for name, side in sides.items()}
 
     def agreement(found: dict) -> float:
@@ -220,11 +221,12 @@ def peak_memory(root: Path, name: str, n: int, workers: int) -> dict:
     setting = MNIST[1]
     data = SpuriousMNIST(root, train=True, mix_order=setting.erm.mix_order)
     tests = SpuriousMNIST(root, train=False, test_set="raw")
-    model, pictures = (new_model(0, "ResNet50"), photographs()) if "ResNet50" in name else (new_model(0), None)
+    side, _, network = name.partition(", ")
+    model, pictures = (new_model(0, network), synthetic_photographs()) if network else (new_model(0), None)
     infer(model, tests.images[:BATCH] if pictures is None else pictures[:1])  # first use loads things: not counted
-    keep_freed_memory(name.startswith("ours"))
+    keep_freed_memory(side == "ours")
     with Memory() as memory:
-        task = Usual(root, data, tests, n, workers) if name.startswith("usual") else Ours(data, tests, n)
+        task = Usual(root, data, tests, n, workers) if side == "usual" else Ours(data, tests, n)
         if pictures is not None:
             task.find_masks(model, pictures)
         else:

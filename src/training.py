@@ -164,8 +164,9 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
         state.correct = torch.zeros((), dtype=torch.int64, device=device)
     with parallel.shared(state.model) as model:
 
-        def step(index: Tensor, n: int) -> tuple[Tensor, Tensor]:
-            """Update the weights by this process's images of a batch of n: their mean loss, and how many were right."""
+        def step(batch: Tensor) -> tuple[Tensor, Tensor]:
+            """Update the weights by a batch, shared with other processes; its mean loss, and how many were right."""
+            index = parallel.share(batch)
             inputs = pixels(images[index].to(device), None if masks is None else masks[index].to(device))
             targets = labels[index].to(device)
             if augmentation:
@@ -174,17 +175,16 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
                 logits = model(inputs)
                 loss = F.cross_entropy(logits, targets)
             state.optimizer.zero_grad()
-            (loss * (len(index) * parallel.world() / n)).backward()  # DDP averages over the processes
+            (loss * (len(index) * parallel.world() / len(batch))).backward()  # DDP averages over the processes
             state.optimizer.step()
-            return loss.detach(), (logits.detach().argmax(1) == targets).sum()
+            return (parallel.total(loss.detach() * (len(index) / len(batch))),
+                    parallel.total((logits.detach().argmax(1) == targets).sum()))
 
         run = Captured(step) if capture else step
         for batch in batches[state.step:]:
-            index = parallel.share(batch)
             with uninterrupted():
-                loss, right = run(index, len(batch))
-                state.losses[state.step] = parallel.total(loss * (len(index) / len(batch)))
-                state.correct += parallel.total(right)
+                state.losses[state.step], right = run(batch)
+                state.correct += right
                 state.step += 1
             if after_step is not None:
                 after_step()
