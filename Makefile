@@ -1,13 +1,14 @@
 # make notebook   execute README.ipynb top to bottom into executed/ (what a reader runs)
 # make lab        open it in JupyterLab
 # make test       run the tests
+# make studies    train what is missing of the MNIST experiment and measure every row of results/ on it (hours)
 # make publish    execute README.ipynb in place and bring README.md in line with it (what a maintainer runs)
 # make benchmark  time the usual pipeline and ours side by side, and ours against the size of the data
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: notebook lab test publish benchmark clean
+.PHONY: notebook lab test studies publish benchmark clean
 
 notebook: .venv/ready
 	$(BIN)/python -m src.notebook executed/README.ipynb
@@ -18,6 +19,9 @@ lab: .venv/ready
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+studies: .venv/ready
+	$(BIN)/python -m src.experiments studies
 
 publish: .venv/ready
 	$(BIN)/python -m src.notebook --publish

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.checks import check_fields
-from src.seeding import generator
+from .checks import check_fields
+from .seeding import generator
 
 ATTEMPTS = 10  # to find a crop that fits; torchvision's
 GREY = (0.2989, 0.587, 0.114)  # weights of R, G, B; torchvision's
@@ -75,8 +75,8 @@ class Augmentation:
             ValueError: `drawn` is not one row for each image.
         """
         if drawn.shape != (len(images), 8):
-            raise ValueError(f"drawn is {tuple(drawn.shape)}; {(len(images), 8)} is wanted, one row of draw() for each "
-                             "image")
+            raise ValueError(f"expected drawn to be {(len(images), 8)}, a row of draw() for each image, got "
+                             f"{tuple(drawn.shape)}")
         left, top, width, height, flipped = drawn[:, :5, None].double().unbind(1)
         x = self._line(left, width, images.shape[3])
         y = self._line(top, height, images.shape[2])
@@ -134,8 +134,8 @@ class Affine:
             ValueError: `drawn` is not one row for each image.
         """
         if drawn.shape != (len(images), 4):
-            raise ValueError(f"drawn is {tuple(drawn.shape)}; {(len(images), 4)} is wanted, one row of draw() for each "
-                             "image")
+            raise ValueError(f"expected drawn to be {(len(images), 4)}, a row of draw() for each image, got "
+                             f"{tuple(drawn.shape)}")
         height, width = images.shape[2:]
         angle, right, down, flipped = drawn.double()[:, :, None, None].unbind(1)
         middle_x, middle_y = (width - 1) / 2, (height - 1) / 2

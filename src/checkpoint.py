@@ -3,29 +3,25 @@
 import hashlib
 import io
 import platform
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from src import parallel
-from src.files import locked, write_whole
-from src.interrupts import sigterm_exits, uninterrupted
-from src.masks import Masks
-from src.state import State, digest
-from src.training import device_name
+from . import parallel
+from .device import device_name
+from .files import locked, write_whole
+from .masks import Masks
+from .state import State, digest
 
-SAVE_EVERY = 5  # epochs
-SEAL = b"\nmasktune checkpoint 2, sha256 "  # ends a file, before the sha256 of all that stands before it
-MAYBE_TENSOR = (Tensor, type(None))
+SEAL = b"\nmasktune checkpoint 3, sha256 "  # ends a file, before the sha256 of all that stands before it
 FIELDS = {  # of a file, with what each holds
-    "config": dict, "parents": dict, "epoch": int, "step": int, "model": dict, "optimizer": (dict, type(None)),
-    "losses": MAYBE_TENSOR, "correct": MAYBE_TENSOR, "masks": (dict, type(None)), "masked_epoch": (int, type(None)),
-    "history": dict, "made_with": dict}
+    "config": dict, "parents": dict, "epoch": int, "model": dict, "optimizer": (dict, type(None)),
+    "masks": (dict, type(None)), "best": (dict, type(None)), "history": dict, "made_with": dict}
 ADVICE = "move it away to run this stage anew"
 
 
@@ -34,21 +30,19 @@ class CheckpointError(RuntimeError):
 
 
 def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State],
-                advance: Callable[[State, Callable[[], None]], dict[str, float]], *, save_steps: int | None = None
-                ) -> State:
-    """Bring a stage to its last epoch and return it; say in one line whether it is loaded, continued or started.
+                advance: Callable[[State], dict[str, float]]) -> State:
+    """Bring a stage to its last epoch and return it, loaded where it is finished; say where it starts or continues.
 
-    It is saved every 5 epochs, at the end, and when Ctrl-C or SIGTERM stops it. What only a stage with parents needs
-    to continue (optimizer, masks) is left out of its finished file. Of two processes at one stage, the second waits;
-    those that torchrun started together work at it together, and the first of them writes.
+    It is saved after every epoch, so an interrupt or a kill loses the epoch under way and nothing else. What only a
+    stage with parents needs to continue (optimizer, masks) is left out of its finished file. Of two processes at one
+    stage, the second waits; those that torchrun started together work at it together, and the first of them writes.
+    Where progress bars are off (`parallel.bars`), a line is printed after every tenth of the epochs.
 
     Args:
         config: everything that the result depends on, as plain numbers and strings.
         epochs: of the finished state, those that it started from included.
         fresh: builds the state from which the stage starts. A file with other parents is stale: run again.
-        advance: trains what is left of an epoch, calls its second argument between two steps, and returns what the
-            history shall hold.
-        save_steps: also save in the middle of an epoch, every so many steps.
+        advance: trains one epoch, a pure function of the state; returns what the history shall hold.
 
     Raises:
         CheckpointError: the file belongs to another configuration, is damaged, or cannot be written. What is on disk
@@ -56,53 +50,54 @@ def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State
         FloatingPointError: the loss or the weights are no longer finite; the file on disk is from before.
     """
     name = f"{path.parent.name}/{path.stem}"
-    leads = parallel.rank() == 0  # the process that prints and writes
-    say = print if leads else lambda _: None
+    leads = parallel.leads()
     state = fresh()
-    found = _resume(state, path, config, epochs)
+    _resume(state, path, config, epochs)
     if parallel.total(torch.tensor(state.epoch == epochs, dtype=torch.int)) == parallel.world():  # all saw it finished
-        say(f"{name}: {found}")
         return state
-
-    def save() -> None:
-        if not leads:
-            return
-        with uninterrupted():
-            state.check_finite()
-            _write(path, _pack(state, config, whole=not state.parents or state.epoch < epochs))
-
-    def after_step() -> None:
-        if save_steps is not None and state.step % save_steps == 0:
-            save()
-
-    with _locked(path, name) if leads else nullcontext(), sigterm_exits():
+    with _locked(path, name) if leads else nullcontext():
         parallel.wait()  # for the one with the lock
         state = fresh()
         first = state.epoch
-        say(f"{name}: {_resume(state, path, config, epochs)}")  # anew: another process may have gone on until now
+        found = _resume(state, path, config, epochs)  # anew: another process may have gone on until now
+        if leads and found:
+            print(f"{name}: {found}", flush=True)
         parallel.wait()  # until all have read the file, before it is written
-        try:
-            with tqdm(desc=name, initial=state.epoch - first, total=epochs - first, unit="epoch",
-                      disable=state.epoch == epochs or not leads) as bar:
-                while state.epoch < epochs:
-                    seen = advance(state, after_step)
-                    with uninterrupted():
-                        state.finish_epoch(**seen)
-                    bar.update()
-                    if state.epoch % SAVE_EVERY == 0 or state.epoch == epochs:
-                        save()
-        except (KeyboardInterrupt, SystemExit):
-            save()
-            say(f"{name}: interrupted after {state.epoch} epochs and {state.step} steps, saved; run again to go on")
-            raise
+        start, done = time.monotonic(), state.epoch
+        with tqdm(desc=name, initial=done - first, total=epochs - first, unit="epoch",
+                  disable=done == epochs or not parallel.bars()) as progress:
+            while state.epoch < epochs:
+                try:
+                    state.finish_epoch(**advance(state))
+                except KeyboardInterrupt:
+                    print(f"{name}: interrupted; the {state.epoch - first} epochs done are saved, run again to go on")
+                    raise
+                if leads:
+                    _write(path, _pack(state, config, whole=not state.parents or state.epoch < epochs))
+                progress.update()
+                if leads and not parallel.bars() and (state.epoch - first) % max(1, (epochs - first) // 10) == 0:
+                    print(f"{name}: {state.epoch - first} of {epochs - first} epochs, "
+                          f"{(time.monotonic() - start) / (state.epoch - done):.1f} s each", flush=True)
     return state
 
 
-def _resume(state: State, path: Path, config: dict, epochs: int) -> str:
-    """Bring a fresh state to where the file stands, if there is one to go on from; say what was found."""
-    saved = _read(path, config)
-    if saved is None:
+def finished(path: Path, epochs: int) -> bool:
+    """Whether a file holds a stage at its last epoch; of what it holds else, nothing is checked."""
+    try:
+        return _unpack(path)["epoch"] == epochs
+    except FileNotFoundError:
+        return False
+
+
+def _resume(state: State, path: Path, config: dict, epochs: int) -> str | None:
+    """Bring a fresh state to where the file stands, if there is one to go on from; say what was found, None: all."""
+    try:
+        saved = _unpack(path)
+    except FileNotFoundError:
         return "starts"
+    if differences := _differences(saved["config"], config):
+        raise CheckpointError(f"{path} belongs to another experiment ({'; '.join(differences)}); use another folder "
+                              f"for checkpoints, or {ADVICE}")
     try:
         if any(saved["parents"][parent] != theirs for parent, theirs in state.parents.items()):
             return "stale, since the weights that it started from have changed; starts anew"
@@ -110,16 +105,16 @@ def _resume(state: State, path: Path, config: dict, epochs: int) -> str:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit its own configuration ({_first_line(error)}); {ADVICE}") from error
     if state.epoch == epochs:
-        return "finished, loaded"
+        return None
     here = _made_with(state)
     other = "" if saved["made_with"] == here else (f"; it was begun with {_named(saved['made_with'])}, here is "
                                                    f"{_named(here)}: not bit for bit what either gives alone")
-    return f"continues after {state.epoch} epochs and {state.step} steps{other}"
+    return f"continues after {state.epoch} epochs{other}"
 
 
 def _restore(state: State, saved: dict, epochs: int) -> None:
-    if not state.epoch <= saved["epoch"] <= epochs or saved["step"] < 0:
-        raise ValueError(f"epoch {saved['epoch']}, step {saved['step']} is outside the stage")
+    if not state.epoch <= saved["epoch"] <= epochs:
+        raise ValueError(f"epoch {saved['epoch']} is outside the stage")
     state.model.load_state_dict(saved["model"])
     if saved["optimizer"] is not None:
         state.optimizer.load_state_dict(saved["optimizer"])
@@ -128,38 +123,38 @@ def _restore(state: State, saved: dict, epochs: int) -> None:
             raise ValueError("the optimizer's state belongs to another model")
     elif saved["epoch"] < epochs:
         raise ValueError("the optimizer's state is missing")
-    device = next(state.model.parameters()).device
-    if saved["step"] > 0:
-        state.losses, state.correct = saved["losses"].to(device), saved["correct"].to(device)
     if saved["masks"] is not None:
+        device = next(state.model.parameters()).device
         state.masks = Masks(saved["masks"]["shape"], saved["masks"]["bits"], device)
-    state.epoch, state.step, state.masked_epoch = saved["epoch"], saved["step"], saved["masked_epoch"]
-    state.parents, state.history, state.best = saved["parents"], saved["history"], saved.get("best")
+    state.epoch, state.parents, state.history, state.best = (
+        saved[key] for key in ("epoch", "parents", "history", "best"))
 
 
 def _pack(state: State, config: dict, whole: bool) -> bytes:
     """The file of a state; `whole` keeps what only a stage that goes on needs."""
     masks = {"shape": state.masks.shape, "bits": state.masks.bits} if whole and state.masks is not None else None
-    parents = state.parents if state.masks is None else {**state.parents, "masks": digest(state.masks)}
+    return _seal({
+        "config": config, "parents": state.parents | ({"masks": digest(state.masks)} if state.masks else {}),
+        "epoch": state.epoch, "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict() if whole else None, "masks": masks, "best": state.best,
+        "history": state.history, "made_with": _made_with(state)})
+
+
+def _seal(content: dict) -> bytes:
     buffer = io.BytesIO()
-    torch.save({
-        "config": config, "parents": parents, "epoch": state.epoch, "step": state.step,
-        "model": state.model.state_dict(), "optimizer": state.optimizer.state_dict() if whole else None,
-        "losses": state.losses, "correct": state.correct, "masks": masks, "masked_epoch": state.masked_epoch,
-        "history": state.history, "made_with": _made_with(state), **({"best": state.best} if state.best else {}),
-    }, buffer)
+    torch.save(content, buffer)
     body = buffer.getvalue()
     return body + SEAL + hashlib.sha256(body).hexdigest().encode()
 
 
-def _read(path: Path, config: dict) -> dict | None:
-    """Load a file on the CPU, its seal and its configuration checked; None if there is none."""
+def _unpack(path: Path) -> dict:
+    """Load a file on the CPU, its seal and its fields checked; FileNotFoundError if there is none."""
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, where a checkpoint belongs; move it away")
+        raise CheckpointError(f"expected {path} to be a checkpoint, got a folder; move it away")
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        return None
+        raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); make it readable, or {ADVICE}") from error
     body, seal, sha = content.rpartition(SEAL)
@@ -178,21 +173,18 @@ def _read(path: Path, config: dict) -> dict | None:
             raise TypeError(f"the field {wrong[0]} is a {type(saved[wrong[0]]).__name__}")
     except Exception as error:  # a forged file can fail in any way while it is unpacked
         raise CheckpointError(f"{path} is no checkpoint of this project ({_first_line(error)}); {ADVICE}") from error
-    if differences := _differences(saved["config"], config):
-        raise CheckpointError(f"{path} belongs to another experiment ({'; '.join(differences)}); use another folder "
-                              f"for checkpoints, or {ADVICE}")
     return saved
 
 
-def _differences(found: dict, wanted: dict, prefix: str = "") -> list[str]:
+def _differences(found: dict, expected: dict, prefix: str = "") -> list[str]:
     """Name the fields in which two configurations differ, nested ones by dotted names."""
     lines = []
-    for key in sorted(found.keys() | wanted.keys()):
-        there, here = found.get(key), wanted.get(key)
+    for key in sorted(found.keys() | expected.keys()):
+        there, here = found.get(key), expected.get(key)
         if isinstance(there, dict) and isinstance(here, dict):
             lines += _differences(there, here, f"{prefix}{key}.")
         elif there != here:
-            lines.append(f"{prefix}{key}: {there!r} in the file, {here!r} wanted")
+            lines.append(f"{prefix}{key}: expected {here!r}, got {there!r}")
     return lines
 
 

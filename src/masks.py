@@ -20,11 +20,11 @@ class Masks:
                  ) -> None:
         """Hide nothing, or what `bits` (N, ceil(H W / 8)) uint8 say. shape: (N, H, W)."""
         n, height, width = self.shape = tuple(shape)
-        wanted = (n, math.ceil(height * width / 8))
-        self.bits = torch.zeros(wanted, dtype=torch.uint8, device=device) if bits is None else bits.to(device)
-        if self.bits.dtype != torch.uint8 or tuple(self.bits.shape) != wanted:
-            raise ValueError(f"bits are {self.bits.dtype} {tuple(self.bits.shape)}; masks of {self.shape} take "
-                             f"torch.uint8 {wanted}")
+        expected = (n, math.ceil(height * width / 8))
+        self.bits = torch.zeros(expected, dtype=torch.uint8, device=device) if bits is None else bits.to(device)
+        if self.bits.dtype != torch.uint8 or tuple(self.bits.shape) != expected:
+            raise ValueError(f"expected bits torch.uint8 {expected} for masks of {self.shape}, got {self.bits.dtype} "
+                             f"{tuple(self.bits.shape)}")
         self._powers = (2 ** torch.arange(8, device=device)).to(torch.uint8)
 
     @classmethod

@@ -50,3 +50,14 @@ class Summary:
 def summarize(values: list[float]) -> Summary:
     """Summarize one number per seed; with one seed the standard deviation is NaN."""
     return Summary(fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
+
+
+def spread(by_seed: list[list[float]]) -> tuple[float, float]:
+    """Two standard deviations of values that vary with the seed and, for each seed, with the order of one epoch.
+
+    The first is that of the seeds' means (ddof 1; NaN with one seed), the second the root mean square of each seed's
+    own (ddof 1; 0 with one order).
+    """
+    means = [fmean(values) for values in by_seed]
+    within = [stdev(values) ** 2 for values in by_seed if len(values) > 1]
+    return stdev(means) if len(means) > 1 else math.nan, math.sqrt(fmean(within)) if within else 0.0

@@ -21,8 +21,6 @@ class SmallCNN(nn.Module):
     Parameter names and order are those of the official code, so weights published by it load strictly.
     """
 
-    runs_in_sequence = True  # so that `folded` may fold BatchNorm into the convolutions
-
     def __init__(self, num_classes: int = 2) -> None:
         super().__init__()
         self.backbone = nn.Sequential(
@@ -40,7 +38,7 @@ class SmallCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[1:] != (3, 28, 28):
-            raise ValueError(f"images are {tuple(images.shape)}; SmallCNN takes (B, 3, 28, 28)")
+            raise ValueError(f"SmallCNN: expected images (B, 3, 28, 28), got {tuple(images.shape)}")
         relu, pool = self.backbone[5], self.backbone[6]
         features = relu(pool(self.backbone[:5](images)))  # the maximum commutes with ReLU: so it has a quarter to do
         return self.linear(self.backbone[7:](features))
@@ -81,13 +79,13 @@ class _Shortcut(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Any classifier as the method wants it: images (B, 3, H, W) in [0, 1] in, its saliency layer named.
+    """Any classifier as the method takes it: images (B, 3, H, W) in [0, 1] in, its saliency layer named.
 
     Args:
         model: takes (B, 3, H, W), gives (B, classes) logits. It is wrapped, not copied.
         layer: the name of the module whose (B, K, h, w) output is explained, as in `model.named_modules()`; usually the
             last convolutional block, such as "layer4" of a torchvision ResNet or "features" of a MobileNet.
-        mean, std: of each channel, for a model that wants normalised images; it is not normalised here if not given.
+        mean, std: of each channel, for a model that expects normalised images; nothing is normalised here if not given.
 
     Raises:
         ValueError: the model has no such layer; the message lists those that it has.
@@ -98,7 +96,8 @@ class Classifier(nn.Module):
         super().__init__()
         names = [name for name, _ in model.named_modules() if name]
         if layer not in names:
-            raise ValueError(f"{type(model).__name__} has no layer {layer!r}; it has {', '.join(names)}")
+            raise ValueError(f"expected layer to name a module of {type(model).__name__}, got {layer!r}; it has "
+                             f"{', '.join(names)}")
         self.model, self.layer = model, layer
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
@@ -144,14 +143,14 @@ def _resnet50_weights(weights: str | Path) -> dict[str, Tensor]:
         try:
             return torch.hub.load_state_dict_from_url(url, folder, "cpu", progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:  # no network; a file that is damaged
-            raise FileNotFoundError(f"ResNet50: the weights {weights} are not at hand ({error}); get {url} and put it "
+            raise FileNotFoundError(f"ResNet50: the weights {weights} are unavailable ({error}); get {url} and put it "
                                     f"into {folder}, or name the file as weights=") from error
     if not Path(weights).is_file():
-        raise ValueError(f"weights={str(weights)!r} is neither a file nor one of {', '.join(known)}")
+        raise ValueError(f"expected weights to be a file or one of {', '.join(known)}, got {str(weights)!r}")
     try:
         state = dict(torch.load(weights, map_location="cpu", weights_only=True))
-        wanted = {name: value.shape for name, value in torchvision.models.resnet50().state_dict().items()}
-        for name, shape in wanted.items():
+        expected = {name: value.shape for name, value in torchvision.models.resnet50().state_dict().items()}
+        for name, shape in expected.items():
             if not name.startswith("fc.") and state[name].shape != shape:
                 raise ValueError(f"{name} is {tuple(state[name].shape)}")
         return state

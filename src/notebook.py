@@ -9,9 +9,9 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from src.experiments import choose_settings
-from src.files import write_whole
-from src.recipes import MNIST
+from .experiments.recipes import MNIST
+from .experiments.stages import choose_settings
+from .files import write_whole
 
 NOTEBOOK = Path("README.ipynb")
 LANDING_PAGE = Path("README.md")
@@ -60,7 +60,7 @@ def main() -> None:
     if (arguments.target is None) != arguments.publish:
         parser.error("give either a target or --publish")
     if arguments.publish and choose_settings() is not MNIST:
-        parser.error("the published notebook shows MNIST, which is not at hand")
+        parser.error("the published notebook shows MNIST, which is unavailable")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     execute(notebook)
     target = NOTEBOOK if arguments.publish else arguments.target

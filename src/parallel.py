@@ -1,7 +1,7 @@
 """Several processes at one training, as `torchrun` starts them: who does what, and what they share.
 
-A global batch is dealt out, one slice a process; what BatchNorm, the loss and the gradient see is the whole of it. So
-the number of processes changes nothing but the rounding. Without torchrun, everything here does nothing.
+A global batch is dealt out, one slice to each process; BatchNorm, the loss and the gradient see the whole of it. So the
+number of processes changes nothing but the rounding. Without torchrun, everything here does nothing.
 """
 
 import os
@@ -38,12 +38,22 @@ def world() -> int:
 
 
 def rank() -> int:
-    """Which of them this is; 0 is the one that prints and writes."""
+    """Which of them this is."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def leads() -> bool:
+    """Whether this is the process that prints and writes."""
+    return rank() == 0
+
+
+def bars() -> bool:
+    """Whether this process shows progress bars: not beside others, nor where tqdm's own variable forbids it."""
+    return leads() and not os.environ.get("TQDM_DISABLE")
+
+
 def wait() -> None:
-    """Go on when all processes are here."""
+    """Wait for all processes."""
     if world() > 1:
         dist.barrier()
 
@@ -55,9 +65,16 @@ def total(local: Tensor) -> Tensor:
     return local
 
 
-def share(items: Sequence) -> Sequence:
+def mine(items: Sequence) -> Sequence:
     """What this process does of a list of items, or of the indices in a batch."""
     return items[rank()::world()]
+
+
+def deal(batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, float]]:
+    """This process's indices of each batch, and the factor that makes DDP's mean over processes the batch's mean."""
+    for batch in batches:
+        dealt = mine(batch)
+        yield dealt, len(dealt) * world() / len(batch)
 
 
 def gathered(parts: dict[int, Tensor]) -> list[Tensor]:
@@ -71,26 +88,31 @@ def gathered(parts: dict[int, Tensor]) -> list[Tensor]:
 
 
 @contextmanager
-def shared(model: nn.Module) -> Iterator[nn.Module]:
-    """The model for a training step on slices of a batch: gradients are averaged (DDP), BatchNorm sees all slices.
+def joined(model: nn.Module) -> Iterator[nn.Module]:
+    """The model for training on slices of a batch: gradients are averaged (DDP), BatchNorm sees all slices.
 
-    The model itself is left as it was; with one process it is yielded as it is.
+    The model is left as it was; with one process it is yielded as it is.
     """
     if world() == 1:
         yield model
         return
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    for norm in norms:
-        norm.forward = partial(_batch_norm, norm)  # shadows the method until it is deleted
+    norms = [(parent, name, norm) for parent in model.modules() for name, norm in parent.named_children()
+             if isinstance(norm, _BatchNorm)]
+    for parent, name, norm in norms:
+        if next(model.parameters()).is_cuda:  # torch's own is for GPUs only; it shares weights and statistics with norm
+            setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(norm))
+        else:
+            norm.forward = partial(_batch_norm, norm)  # shadows the method until it is deleted
     try:
         yield DistributedDataParallel(model, broadcast_buffers=False)  # equal buffers need no broadcast
     finally:
-        for norm in norms:
-            del norm.forward
+        for parent, name, norm in norms:
+            setattr(parent, name, norm)
+            vars(norm).pop("forward", None)
 
 
 def _batch_norm(norm: _BatchNorm, inputs: Tensor) -> Tensor:
-    """BatchNorm over the slices of all processes; torch's SyncBatchNorm does the same, but on GPUs only."""
+    """BatchNorm over the slices of all processes, on a CPU."""
     if not norm.training:
         return type(norm).forward(norm, inputs)
     given, inputs = inputs.dtype, inputs.to(norm.weight.dtype)  # statistics in fp32, under autocast too

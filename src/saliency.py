@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.checks import check_labels, check_pixels
-from src.training import evaluating
+from .checks import check_labels, check_pixels
+from .inference import evaluating
 
 
 def xgradcam(model: nn.Module, images: Tensor, layer: nn.Module | None = None, classes: Tensor | None = None) -> Tensor:
@@ -31,6 +31,14 @@ def xgradcam(model: nn.Module, images: Tensor, layer: nn.Module | None = None, c
     layer = getattr(model, "saliency_layer", None) if layer is None else layer
     if layer is None:
         raise ValueError(f"{type(model).__name__} names no saliency_layer; pass layer=, such as its last convolution")
+    if classes is not None:
+        with evaluating(model), torch.no_grad():
+            check_labels(classes, images, model(images[:1]).shape[1])
+    return heatmaps(model, images, layer, classes)
+
+
+def heatmaps(model: nn.Module, images: Tensor, layer: nn.Module, classes: Tensor | None = None) -> Tensor:
+    """`xgradcam` behind its door: the arguments are right, but for a layer whose output is no map."""
     kept = {}
 
     def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
@@ -42,11 +50,9 @@ def xgradcam(model: nn.Module, images: Tensor, layer: nn.Module | None = None, c
         with evaluating(model), torch.enable_grad():
             logits = model(images)
             if getattr(kept.get("activation"), "ndim", 0) != 4:
-                raise ValueError(f"the layer {type(layer).__name__} gave no (B, K, h, w) output while "
-                                 f"{type(model).__name__} ran; pass a convolutional layer of this model")
-            if classes is None:
-                classes = logits.argmax(1)
-            check_labels(classes, images, logits.shape[1])
+                raise ValueError(f"expected a (B, K, h, w) output of the layer {type(layer).__name__}, which "
+                                 f"{type(model).__name__} did not give; pass a convolutional layer of this model")
+            classes = logits.argmax(1) if classes is None else classes
             score = logits.gather(1, classes[:, None]).sum()
             gradient, = torch.autograd.grad(score, kept["activation"])
     finally:

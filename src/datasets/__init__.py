@@ -1,7 +1,19 @@
-from src.datasets.digits import SpuriousDigits
-from src.datasets.grouped import CelebA, ImageNet9, Waterbirds
-from src.datasets.mnist import DataUnavailable, SpuriousMNIST
-from src.datasets.square import CLASSES, GROUPS, SQUARE, TEST_SETS
+"""The data sets: one `load` for all of them, by name."""
 
-__all__ = ["CLASSES", "GROUPS", "SQUARE", "TEST_SETS", "CelebA", "DataUnavailable", "ImageNet9", "SpuriousDigits",
-           "SpuriousMNIST", "Waterbirds"]
+from .catalogue import load, missing, open_files
+from .decode import View
+from .images import Images
+from .photographs import CelebA, ImageNet9, Waterbirds
+from .spurious import (
+    CLASSES,
+    GROUPS,
+    SQUARE,
+    TEST_SETS,
+    DataUnavailable,
+    SpuriousDigits,
+    SpuriousMNIST,
+    ensure_mnist,
+)
+
+__all__ = ["CLASSES", "GROUPS", "SQUARE", "TEST_SETS", "CelebA", "DataUnavailable", "ImageNet9", "Images",
+           "SpuriousDigits", "SpuriousMNIST", "View", "Waterbirds", "ensure_mnist", "load", "missing", "open_files"]

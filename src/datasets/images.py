@@ -11,8 +11,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
-from src.datasets.cache import cached
-from src.datasets.view import View, decode, fit
+from .decode import View, cached, decode, fit
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,17 @@ def load_folder(root: Path | str, side: int, classes: Sequence[str] | None = Non
 
     Args:
         classes: those that must be there, such as `train.classes` for a test set, so that labels mean the same.
-        cache: a file to decode into, once and in parallel, and to map the images from; see `cached`.
+        cache: a file to decode into, once and in parallel, and to map the images from; see `cached`. Another file in
+            its place is refused, and left as it is.
 
     Raises:
         FileNotFoundError: there are no class folders with images.
+        FileExistsError: `cache` names a file of another kind.
         ValueError: the classes are others, or a file is no readable image; it is named.
     """
     folder = ImageFolder(root)
     if classes is not None and list(classes) != folder.classes:
-        raise ValueError(f"{root} has the classes {', '.join(folder.classes)}; {', '.join(classes)} are wanted")
+        raise ValueError(f"expected {root} to have the classes {', '.join(classes)}, got {', '.join(folder.classes)}")
     paths, view = [Path(path) for path, _ in folder.samples], View(side, side)
     images = cached(paths, view, Path(cache)) if cache else torch.stack(
         [decode(path, view) for path in tqdm(paths, desc="decode", leave=False, position=0)])
@@ -77,7 +78,7 @@ def load_dataset(data: Dataset | Iterable, side: int, classes: Sequence[str] | N
         except (TypeError, ValueError) as error:
             raise type(error)(f"item {i} of the data set: {error}") from error
     if not images or {len(numbers) for numbers in rest} - {1, 2} or len({len(numbers) for numbers in rest}) != 1:
-        raise ValueError("the data set must have items, all of them (image, label) or all (image, label, group)")
+        raise ValueError("expected a data set with items, all of them (image, label) or all (image, label, group)")
     labels, *groups = torch.tensor(rest).T
     names = tuple(classes or map(str, range(int(labels.max()) + 1)))
     return Images(torch.stack(images), labels, names, groups[0] if groups else None)

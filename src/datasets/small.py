@@ -9,11 +9,10 @@ import torch
 import torchvision
 from torch import Tensor
 
-from src.datasets.cache import cached
-from src.datasets.grouped import SPLITS
-from src.datasets.images import Images, load_folder
-from src.datasets.mnist import DataUnavailable, connect_timeout
-from src.datasets.view import View, decode, fit
+from .decode import View, cached, decode, fit
+from .images import Images, load_folder
+from .photographs import SPLITS
+from .spurious import DataUnavailable, connect_timeout
 
 SPLIT_SEED = 50  # paper
 VALIDATION = 0.2  # of the training images; paper
@@ -50,9 +49,9 @@ def small_pictures(dataset: str, split: str, view: View, root: Path) -> Images:
         FileNotFoundError: the files of another data set are missing, or images that an index names.
     """
     if dataset not in SOURCES:
-        raise ValueError(f"dataset={dataset!r} is unknown; it is one of {tuple(SOURCES)}")
+        raise ValueError(f"expected dataset to be one of {tuple(SOURCES)}, got {dataset!r}")
     if split not in SPLITS:
-        raise ValueError(f"split={split!r} is unknown; it is one of {SPLITS}")
+        raise ValueError(f"expected split to be one of {SPLITS}, got {split!r}")
     root, part = Path(root), "test" if split == "test" else "train"
     if dataset == "CatsVsDogs":
         return _cats_vs_dogs(split, view, root)
@@ -68,7 +67,7 @@ def small_pictures(dataset: str, split: str, view: View, root: Path) -> Images:
     return data if split == "test" else _part(data, split)
 
 
-def missing(dataset: str, root: Path) -> str | None:
+def missing_pictures(dataset: str, root: Path) -> str | None:
     """Say what is missing of a data set, where it goes and where it is from; None: it is all there. Fetches nothing."""
     root = Path(root)
     try:
@@ -82,8 +81,9 @@ def missing(dataset: str, root: Path) -> str | None:
             found = sum(1 for part in ("train", "test") for _ in (root / FOLDERS[dataset] / part).glob("*/*.jpg"))
     except (DataUnavailable, FileNotFoundError) as error:
         return str(error)
-    wanted = PUBLISHED[dataset]
-    return None if found >= wanted else _how(dataset, root, f"{wanted - found:,} of {wanted:,} images are missing")
+    published = PUBLISHED[dataset]
+    lacking = f"{published - found:,} of {published:,} images are missing"
+    return None if found >= published else _how(dataset, root, lacking)
 
 
 def _part(data: Images, split: str) -> Images:
@@ -166,10 +166,10 @@ def _deep_gamblers(folder: Path) -> set[tuple[int, int]] | None:
     test = set()
     for label, path in enumerate(indices):
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing, while the other index is there; both, or none, are wanted")
+            raise FileNotFoundError(f"{path} is missing, while the other index is there; give both or none")
         for line in path.read_text().split():
             if not re.fullmatch(r"\d+\.jpg", line):
-                raise ValueError(f"{path}: {line[:60]!r} is no name such as 0.jpg")
+                raise ValueError(f"{path}: expected names such as 0.jpg, got {line[:60]!r}")
             test.add((label, int(line.removesuffix(".jpg"))))
     return test
 

@@ -1,0 +1,104 @@
+"""What computes, with how many threads, and how to name it."""
+
+import ctypes
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+
+
+def best_device() -> torch.device:
+    """CUDA when present, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def room_for(images: Tensor) -> torch.device:
+    """Where images are kept: on the GPU if they take less than half of what is free there, else where they are."""
+    device = best_device()
+    if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info()[0] / 2:
+        return images.device
+    return device
+
+
+def prepare() -> None:
+    """Set up this process: the same bits at every run and full fp32 on CUDA, freed memory kept on a CPU.
+
+    Call it before the first CUDA operation: cuBLAS reads its setting once.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)  # an operation without such an algorithm says so
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    keep_freed_memory(True)
+
+
+def keep_freed_memory(keep: bool) -> None:
+    """Let glibc keep what is freed, or give it back to the system, its default.
+
+    By default the activations of every step are given back, and faulted in again, page by page, in the next: on two
+    cores this took half the time of an evaluation. Other C libraries are left as they are.
+    """
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0 if keep else 65_536)
+        mallopt(M_TRIM_THRESHOLD, 2 ** 30 if keep else 2 ** 17)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Compute with this many CPU threads inside the block. One thread gives the same bits on any number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@cache
+def processor() -> str:
+    """The processor's name, with family and model where Linux tells them: they decide how sums are rounded."""
+    with suppress(OSError):
+        fields = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
+        facts = {key.strip(): value.strip() for key, value in fields.items()}
+        if "model name" in facts:
+            return f"{facts['model name']} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
+    return platform.processor() or platform.machine() or "unknown processor"
+
+
+def device_name(device: torch.device) -> str:
+    """Name a device as a reader would: the GPU's own name, or the processor and the threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def made_with(device: torch.device | None = None) -> str:
+    """Name what produces the numbers: Python, torch, device, and the commit with a mark where files differ from it.
+
+    Files under results/ and checkpoints/ do not count: what writes this line writes there.
+    """
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
+                              check=False).stdout.strip()
+
+    commit = git("describe", "--always") or "unknown"
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)results",
+                  ":(top,exclude)checkpoints")
+    return (f"Python {platform.python_version()}, torch {torch.__version__}, {device_name(device or best_device())}, "
+            f"commit {commit}{'-dirty' if changed else ''}")

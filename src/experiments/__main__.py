@@ -1,0 +1,38 @@
+"""Train from a terminal, on one device or several: `python -m src.experiments waterbirds`, or under `torchrun`.
+
+    torchrun --standalone --nproc-per-node 8 -m src.experiments waterbirds --seeds 0 1 2
+
+The stages are those of the notebook, and so are the checkpoints: run it, and the notebook loads them. `studies` trains
+what is missing of the MNIST experiment and measures every row of results/ on it.
+"""
+
+import argparse
+
+from .. import parallel
+from ..device import prepare
+from . import stages, studies
+from .recipes import DIGITS, MNIST, PHOTOS, SELECTIVE
+
+SETTINGS = {setting.name: setting for setting in (*MNIST, *DIGITS, *PHOTOS, *SELECTIVE)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("setting", choices=[*SETTINGS, "studies"])
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the setting")
+    arguments = parser.parse_args()
+    prepare()
+    parallel.start()
+    try:
+        if arguments.setting == "studies":
+            stages.run_all(MNIST)
+            studies.ask(MNIST, *studies.QUESTIONS)
+            studies.ratio_study(MNIST[0])
+        else:
+            stages.run_all((SETTINGS[arguments.setting],), arguments.seeds)
+    finally:
+        parallel.stop()
+
+
+if __name__ == "__main__":
+    main()

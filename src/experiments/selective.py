@@ -1,0 +1,196 @@
+"""Classification with a reject option: answer where the score is high enough, and count the errors among the answers.
+
+The paper's score multiplies what ERM and MaskTune say: where they disagree, the shortcut may have spoken.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import datasets
+from ..inference import infer
+from ..rows import Row, matching, measured, row, saved
+from ..state import State, digest
+from . import stages
+from .recipes import SELECTIVE_LRS, Setting
+from .studies import RESULTS
+
+COVERAGES = (0.8, 0.85, 0.9, 0.95, 1.0)  # paper
+VOICES = ("ERM", "MaskTune alone", "ERM × MaskTune", "two ERM seeds")
+_CIFAR10 = {0.85: 0.0496, 0.9: 0.0668, 0.95: 0.0869, 1.0: 0.1115}
+THIRD_PARTY = {  # errors at coverages as others report them: {setting: {of what: {coverage: error}}}
+    "cifar10": {"ERM × MaskTune, third party": _CIFAR10},
+    "cifar10-jpeg": {"ERM × MaskTune, third party, the real CIFAR-10": _CIFAR10},
+    "svhn": {"ERM × MaskTune, third party": {0.85: 0.0105, 0.9: 0.0161, 0.95: 0.0273, 1.0: 0.0423}},
+}
+
+
+def answer(*probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the prediction and the score of one model or of several together: (N,) int64 and (N,) float64.
+
+    probabilities: (N, classes) each. Of one, the score is its softmax response, max p. Of several, it is
+    max softmax(p1 * p2), as in the paper, whose softmax is taken of the product; the prediction is its argmax.
+
+    Raises:
+        ValueError: they are not of one shape, or not probabilities.
+    """
+    if len({tuple(p.shape) for p in probabilities}) != 1 or probabilities[0].dim() != 2:
+        raise ValueError("expected probabilities (N, classes), all alike, got "
+                         f"{[tuple(p.shape) for p in probabilities]}")
+    for p in probabilities:
+        if not ((p >= 0).all() and torch.allclose(p.sum(1), p.new_ones(()), atol=1e-4)):
+            raise ValueError("expected probabilities of at least 0, each row with the sum 1; pass softmax(logits)")
+    product = torch.stack([p.double() for p in probabilities]).prod(0)
+    score, prediction = (product if len(probabilities) == 1 else product.softmax(1)).max(1)
+    return prediction, score
+
+
+def threshold(scores: Tensor, coverage: float) -> float:
+    """The score from which on to answer, so that on these validation scores (N,) a share `coverage` is answered.
+
+    It is the score at rank round(coverage * N), counted from 1 and from the highest; images that tie with it are
+    answered too. -inf for a coverage of 1, so that no other image is refused either; inf where the rank is 0.
+
+    Raises:
+        ValueError: there are no scores, one is NaN, or the coverage is outside [0, 1].
+    """
+    if not len(scores) or scores.isnan().any():
+        raise ValueError(f"expected at least one validation score and no NaN, got {len(scores)} scores, "
+                         f"{int(scores.isnan().sum())} of them NaN")
+    if not 0 <= coverage <= 1:
+        raise ValueError(f"expected coverage to be a share, in [0, 1], got {coverage}")
+    rank = round(coverage * len(scores))
+    if coverage == 1 or rank == 0:
+        return -math.inf if coverage == 1 else math.inf
+    return scores.sort(descending=True).values[rank - 1].item()
+
+
+def error_and_coverage(scores: Tensor, wrong: Tensor, threshold: float) -> tuple[float, float]:
+    """The share of errors among the answers, NaN without answers, and the share that is answered: score >= threshold.
+
+    scores: (N,), wrong: (N,) bool.
+    """
+    answered = scores >= threshold
+    return wrong[answered].double().mean().item(), answered.double().mean().item()
+
+
+def risk_coverage(scores: Tensor, wrong: Tensor) -> Tensor:
+    """The risk-coverage curve: entry k - 1 is the error among the k images of the highest scores; (N,) float64.
+
+    Of images that tie, the errors are spread evenly, which is the mean over all their orders.
+
+    Raises:
+        ValueError: there are no scores, or not one `wrong` for each.
+    """
+    if not len(scores) or scores.shape != wrong.shape or scores.dim() != 1:
+        raise ValueError("expected scores and wrong to be (N,), N > 0, got "
+                         f"{tuple(scores.shape)} and {tuple(wrong.shape)}")
+    scores, order = scores.sort(descending=True)
+    _, tie, size = scores.unique_consecutive(return_inverse=True, return_counts=True)
+    errors = torch.zeros(len(size), dtype=torch.float64, device=scores.device).index_add(0, tie, wrong[order].double())
+    return (errors / size)[tie].cumsum(0) / torch.arange(1, len(scores) + 1, device=scores.device)
+
+
+def aurc(scores: Tensor, wrong: Tensor) -> float:
+    """The area under the risk-coverage curve: its mean over the N coverages 1/N, ..., 1 (Geifman et al. 2019).
+
+    The other convention, trapezoids from 1/N to 1, is lower by half the mean of the first and the last risk, over N.
+    """
+    return risk_coverage(scores, wrong).mean().item()
+
+
+def selective_study(setting: Setting) -> list[Row]:
+    """Error, real coverage and AURC of each of `VOICES`, seed by seed, on the test set; measured once, then loaded.
+
+    The thresholds are those of the validation set. A row's `error` and `coverage` are at each of `COVERAGES`, its
+    `risks` the curve at every hundredth of the coverage, its `hidden` the share of training pixels that MaskTune hid.
+    "two ERM seeds" are the row's and the next.
+    """
+    state, heard = _voices(setting)
+
+    def measure(condition: Row) -> Row:
+        seed, lr = condition["seed"], setting.finetune.lr
+        other = setting.seeds[(setting.seeds.index(seed) + 1) % len(setting.seeds)]
+        voices = {"ERM": [(seed, None)], "MaskTune alone": [(seed, lr)], "ERM × MaskTune": [(seed, None), (seed, lr)],
+                  "two ERM seeds": [(seed, None), (other, None)]}[condition["method"]]
+        validation, _ = heard(voices, "val")
+        scores, wrong = heard(voices, "test")
+        seen = [error_and_coverage(scores, wrong, threshold(validation, coverage)) for coverage in COVERAGES]
+        risks = risk_coverage(scores, wrong)
+        hundredths = (torch.arange(1, 101) * len(risks) / 100).round().long().clamp(min=1) - 1
+        hidden = {"hidden": state(seed, lr).history["hidden"][0]} if (seed, lr) in voices else {}
+        return row(condition, {
+            "error": [error for error, _ in seen], "coverage": [coverage for _, coverage in seen],
+            "aurc": aurc(scores, wrong), "risks": [round(risk, 5) for risk in risks[hundredths].tolist()], **hidden})
+
+    return measured(_file(setting), conditions(setting), partial(map, measure))
+
+
+def selective_lrs(setting: Setting) -> list[Row]:
+    """MaskTune with the fine-tune at each of `SELECTIVE_LRS`, from the same ERM weights; measured once, then loaded.
+
+    A row has, on the validation set ("val") and on the test set, the error of MaskTune alone and the AURC of its
+    product with ERM. An LR is chosen by the validation set; what the test set says is there to be compared.
+    """
+    _, heard = _voices(setting)
+
+    def measure(condition: Row) -> Row:
+        seed, lr = condition["seed"], condition["lr"]
+        return row(condition, {key: value for part in ("val", "test") for key, value in (
+            (f"error_{part}", heard([(seed, lr)], part)[1].double().mean().item()),
+            (f"aurc_{part}", aurc(*heard([(seed, None), (seed, lr)], part))))})
+
+    return measured(RESULTS / f"finetune-lr-{setting.name}.json", (
+        {"setting": setting.name, "seed": seed, "lr": lr, "recipe": _recipe(setting, lr)}
+        for seed in setting.seeds for lr in SELECTIVE_LRS), partial(map, measure))
+
+
+def _voices(setting: Setting) -> tuple[Callable, Callable]:
+    """Two functions of models, each named by its seed and the LR of its fine-tune, None for ERM.
+
+    The first gives the state of one; the second the scores that several give together to the images of a part, "val" or
+    "test", and which of their predictions are wrong: (N,) float64 and (N,) bool.
+    """
+    @cache
+    def state(seed: int, lr: float | None) -> State:
+        if lr is None:
+            return stages.run_erm(setting, seed)
+        return stages.run_finetune(setting, seed, state(seed, None), replace(setting.finetune, lr=lr))
+
+    data = cache(lambda part: stages.load_data(setting.erm, part=part))
+
+    @cache
+    def probabilities(seed: int, lr: float | None, part: str) -> Tensor:
+        return infer(state(seed, lr).model, data(part).images).softmax(1).cpu()
+
+    def heard(voices: list[tuple[int, float | None]], part: str) -> tuple[Tensor, Tensor]:
+        predictions, scores = answer(*(probabilities(*voice, part) for voice in voices))
+        return scores, predictions != data(part).labels
+
+    return state, heard
+
+
+def conditions(setting: Setting) -> list[Row]:
+    """What is measured of a setting; "recipe" names its training by content, so that another one is measured anew."""
+    return [{"setting": setting.name, "seed": seed, "method": method, "recipe": _recipe(setting, setting.finetune.lr)}
+            for seed in setting.seeds for method in VOICES]
+
+
+def _recipe(setting: Setting, lr: float) -> str:
+    return digest({"erm": asdict(setting.erm), **asdict(replace(setting.finetune, lr=lr))})[:16]
+
+
+def available(setting: Setting) -> bool:
+    """Whether a setting is measured already, or its data are there to do so."""
+    rows = saved(_file(setting))
+    return (all(matching(rows, condition) for condition in conditions(setting))
+            or datasets.missing(setting.erm.dataset, stages.DATA) is None)
+
+
+def _file(setting: Setting) -> Path:
+    return RESULTS / f"selective-{setting.name}.json"

@@ -1,0 +1,231 @@
+"""The stages of an experiment, run or loaded: data, ERM, the fine-tune, predictions."""
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
+
+from .. import datasets, parallel
+from ..checkpoint import finished, load_or_run
+from ..datasets import DataUnavailable, Images, SpuriousDigits, SpuriousMNIST
+from ..device import best_device, cores, cpu_threads, room_for
+from ..inference import accuracy, infer
+from ..masks import Masks
+from ..masktune import masktune_epoch, randmask_epoch
+from ..models import ResNet32, ResNet50, SmallCNN
+from ..seeding import generator
+from ..state import State
+from ..training import sgd, train_epoch
+from .recipes import DIGITS, MNIST, Erm, FineTune, Setting
+from .workers import side_by_side
+
+CHECKPOINTS = Path("checkpoints")
+DATA = Path("data")
+
+
+def choose_settings(root: Path | str | None = None, dataset: str | None = None) -> tuple[Setting, ...]:
+    """Return the settings on MNIST, or on scikit-learn's digits where MNIST is unavailable, which is said in one line.
+
+    dataset: "mnist" or "digits"; taken from the environment variable MASKTUNE_DATASET, else "mnist", if not given.
+    """
+    dataset = dataset or os.environ.get("MASKTUNE_DATASET", "mnist")
+    if dataset not in ("mnist", "digits"):
+        raise ValueError(f"expected dataset to be 'mnist' or 'digits', got {dataset!r}")
+    if dataset == "mnist":
+        try:
+            datasets.ensure_mnist(Path(root or DATA))
+            return MNIST
+        except DataUnavailable as reason:
+            print(f"MNIST is unavailable, so everything below runs on scikit-learn's digits instead: {reason}.")
+    return DIGITS
+
+
+def load_data(erm: Erm, seed: int = 0, part: str = "train", root: Path | str | None = None) -> Images | SpuriousMNIST:
+    """Return a part of an experiment's data, "train" or a test set: `images`, `labels` and `groups`.
+
+    The seed draws the squares of digits; photographs are what they are.
+    """
+    return datasets.load(erm.dataset, part, root=root or DATA, seed=seed, **erm.data_options(part))
+
+
+def new_model(seed: int, name: str = "SmallCNN", classes: int = 2, weights: str | None = None) -> nn.Module:
+    """A model with PyTorch's default initialisation, a pure function of the seed; ResNet50 can start from `weights`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "weights").initial_seed())
+        model = (ResNet50(classes, weights) if name == "ResNet50" else
+                 {"SmallCNN": SmallCNN, "ResNet32": ResNet32}[name](classes))
+    return model.to(best_device(), memory_format=torch.channels_last)
+
+
+def new_optimizer(model: nn.Module, erm: Erm) -> torch.optim.Optimizer:
+    """A recipe's optimizer of a model; its LR is written by `train_epoch`."""
+    if erm.optimizer == "Adam":
+        return torch.optim.Adam(model.parameters(), lr=0.0, weight_decay=erm.weight_decay, fused=True)
+    return sgd(model, erm.momentum, erm.weight_decay)
+
+
+def erm_path(setting: Setting, seed: int) -> Path:
+    return CHECKPOINTS / setting.name / f"erm-seed{seed}.pt"
+
+
+def finetune_path(setting: Setting, seed: int, finetune: FineTune) -> Path:
+    """Where a fine-tune is kept; what differs from the setting's own is named in the file."""
+    own = asdict(setting.finetune)
+    other = "".join(f"-{name}-{value}" for name, value in asdict(finetune).items()
+                    if value != own[name] and name != "method")
+    return CHECKPOINTS / setting.name / f"{finetune.method}{other}-seed{seed}.pt"
+
+
+def run_erm(setting: Setting, seed: int) -> State:
+    """ERM: loaded, continued or trained; see `load_or_run`.
+
+    The state returned has the weights that the recipe selects: the last, or the best on the validation set.
+    """
+    erm = setting.erm
+    data, validation = on_device(setting, seed), on_device(setting, seed, "val")
+    path = erm_path(setting, seed)
+
+    def fresh() -> State:
+        weights = None if path.exists() else erm.weights  # a file that is there has its own
+        model = new_model(seed, erm.model, erm.classes, weights)
+        return State(model, new_optimizer(model, erm))
+
+    def advance(state: State) -> dict[str, float]:
+        images, labels, _ = data()
+        lr = erm.lr_at(state.epoch)
+        loss, met = train_epoch(state, images, labels, lr=lr, **epoch_options(erm, seed))
+        seen = dict(loss=loss, accuracy=met, lr=lr)
+        if erm.select == "best":
+            images, labels, _ = validation()
+            seen["validation"] = accuracy(state.model, images, labels)
+            state.keep_if_best(seen["validation"])
+        return seen
+
+    config = {"stage": "erm", "seed": seed, **asdict(erm)}
+    state = load_or_run(path, config, erm.epochs, fresh, advance)
+    if erm.select == "best":
+        state.take_best()
+    return state
+
+
+def run_finetune(setting: Setting, seed: int, erm_state: State, finetune: FineTune | None = None) -> State:
+    """The fine-tune that follows an ERM state: loaded, continued or trained. The ERM state itself is not changed."""
+    erm, finetune = setting.erm, finetune or setting.finetune
+    data = on_device(setting, seed)
+
+    def advance(state: State) -> dict[str, float]:
+        images, labels, _ = data()
+        average = None
+        if finetune.ending == "average":  # avg_fn: torch's default on CUDA cannot average BatchNorm's counter
+            average = AveragedModel(state.model, avg_fn=get_swa_avg_fn(), use_buffers=True)
+        loss, met = finetune_epoch(state, images, labels, erm, finetune, seed, average=average)
+        if average is not None:
+            state.model.load_state_dict(average.module.state_dict())
+        return dict(loss=loss, accuracy=met, lr=finetune.lr, hidden=state.masks.share() if state.masks else 0.0)
+
+    config = {"stage": "finetune", "seed": seed, **asdict(finetune), "erm": asdict(erm)}
+    return load_or_run(finetune_path(setting, seed, finetune), config, erm_state.epoch + finetune.iterations,
+                       lambda: start_finetune(erm, erm_state), advance)
+
+
+def start_finetune(erm: Erm, erm_state: State) -> State:
+    """The state from which a fine-tune starts: copies of ERM's weights and optimizer state."""
+    model = copy.deepcopy(erm_state.model)
+    optimizer = new_optimizer(model, erm)
+    optimizer.load_state_dict(copy.deepcopy(erm_state.optimizer.state_dict()))  # PyTorch would share its tensors
+    return State(model, optimizer, epoch=erm_state.epoch, parents={"erm": erm_state.digest()})
+
+
+def finetune_epoch(state: State, images: Tensor, labels: Tensor, erm: Erm, finetune: FineTune, seed: int,
+                   masks: Masks | None = None, average: AveragedModel | None = None) -> tuple[float, float]:
+    """Run one iteration of a fine-tune; return its mean loss and accuracy, as they were met.
+
+    masks: in place of those that the method would find; `state.masks` has those that were used. average: takes in the
+    weights of the second half of the epoch.
+    """
+    options = dict(lr=finetune.lr, order=finetune.order, decay=finetune.ending == "decay", average=average,
+                   **epoch_options(erm, seed))
+    if masks is not None or finetune.method == "plain":
+        state.masks = masks
+        seen = train_epoch(state, images, labels, masks=masks, **options)
+    elif finetune.method == "masktune":
+        seen = masktune_epoch(state, images, labels, k=finetune.threshold_std, accumulate=finetune.accumulate,
+                              **options)
+    else:
+        seen = randmask_epoch(state, images, labels, **options)
+    return seen
+
+
+def epoch_options(erm: Erm, seed: int) -> dict:
+    """What a recipe says of every epoch, ERM's and the fine-tune's."""
+    return dict(batch_size=erm.batch_size, seed=seed, precision=erm.precision, augmentation=erm.augmentation)
+
+
+def on_device(setting: Setting, seed: int, part: str = "train") -> Callable[[], tuple[Tensor, Tensor, Tensor | None]]:
+    """A function that returns images, labels and squares (None of photographs); built at its first call.
+
+    They are on the device where they fit, else stay where they are: photographs in their memory map.
+    """
+
+    @cache
+    def data() -> tuple[Tensor, Tensor, Tensor | None]:
+        found = load_data(setting.erm, seed, part)
+        device = room_for(found.images)
+        squares = getattr(found, "squares", None)
+        return found.images.to(device), found.labels.to(device), None if squares is None else squares.to(device)
+
+    return data
+
+
+@dataclass(frozen=True)
+class Run:
+    """One setting with one seed: the states after ERM and after MaskTune."""
+
+    setting: Setting
+    seed: int
+    erm: State
+    finetuned: State
+
+
+def run(setting: Setting, seed: int) -> Run:
+    """Load or run ERM and MaskTune for one setting and seed, with the setting's number of threads."""
+    threads = setting.threads or max(1, cores() // parallel.world())
+    with cpu_threads(threads):
+        erm = run_erm(setting, seed)
+        return Run(setting, seed, erm, run_finetune(setting, seed, erm))
+
+
+def run_all(settings: tuple[Setting, ...], seeds: tuple[int, ...] | None = None) -> list[Run]:
+    """Load or run all seeds of all settings; those of the SmallCNN that are not finished run side by side."""
+    pairs = [(setting, seed) for setting in settings for seed in seeds or setting.seeds]
+    open_ = [(setting, seed) for setting, seed in pairs if setting.threads == 1 and parallel.world() == 1
+             and not finished(finetune_path(setting, seed, setting.finetune),
+                              setting.erm.epochs + setting.finetune.iterations)]
+    for _ in side_by_side(_run_quietly, [(pair, CHECKPOINTS, DATA) for pair in open_], "training"):
+        pass
+    runs = [run(setting, seed) for setting, seed in pairs]
+    print(f"{2 * len(runs)} stages: {2 * (len(runs) - len(open_))} loaded, {2 * len(open_)} run")
+    return runs
+
+
+def _run_quietly(task: tuple[tuple[Setting, int], Path, Path]) -> None:
+    global CHECKPOINTS, DATA
+    (setting, seed), CHECKPOINTS, DATA = task
+    run(setting, seed)
+
+
+def load_tests(setting: Setting, root: Path | str | None = None) -> dict[str, SpuriousMNIST | SpuriousDigits | Images]:
+    """The test sets of a setting, by name. They are the same for every seed, and every setting of one data set."""
+    return {name: load_data(setting.erm, 0, name, root) for name in setting.test_sets}
+
+
+def predict(states: list[State], tests: dict) -> dict[str, Tensor]:
+    """Predicted classes on each test set: one state a seed -> {test set: (seeds, N) int64}."""
+    return {name: torch.stack([infer(state.model, test.images).argmax(1).cpu() for state in states])
+            for name, test in tests.items()}

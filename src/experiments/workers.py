@@ -1,0 +1,69 @@
+"""Independent trainings side by side: as many processes as there are cores, one thread each."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+
+import torch
+from tqdm import tqdm
+
+from ..device import best_device, cores, cpu_threads, prepare
+
+
+def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | None = None) -> Iterator:
+    """Yield `work(task)` for each task as it is done.
+
+    On a CPU each process computes with one thread, as many as there are cores at a time, so the number of cores decides
+    how long it takes and nothing else. A single task, and all on a GPU, run in this process, one after another.
+    Interrupted, it ends the other processes; what they have saved stays.
+
+    Args:
+        work: a function that can be imported, of one argument.
+        processes: at a time; one for each core if not given.
+    """
+    tasks = list(tasks)
+    processes = min(processes or cores(), len(tasks))
+    if processes <= 1 or best_device().type == "cuda":
+        for task in tqdm(tasks, desc=desc, position=0, disable=len(tasks) <= 1):
+            with cpu_threads(1):
+                yield work(task)
+        return
+    print(f"{desc}: {len(tasks)} tasks in {processes} processes, one thread each", flush=True)
+    with _no_bars(), ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin) as pool:
+        try:
+            done = as_completed([pool.submit(work, task) for task in tasks])
+            for future in tqdm(done, desc=desc, total=len(tasks), position=0):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Let processes that are started inside the block show no progress bars: tqdm reads this when it is imported."""
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["TQDM_DISABLE"]
+
+
+def _begin() -> None:
+    """Set up a worker: one thread, no life after its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; the parent decides
+    torch.set_num_threads(1)
+    prepare()
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

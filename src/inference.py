@@ -1,0 +1,71 @@
+"""Infer without a trace: the same code on CUDA and on a CPU."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from . import parallel
+from .checks import check_images, check_masks
+from .masks import Masks
+
+
+def pixels(images: Tensor, masks: Tensor | None = None) -> Tensor:
+    """Turn stored images into what a model sees: (B, 3, H, W) uint8 -> float32 in [0, 1], hidden pixels black.
+
+    masks: (B, H, W) bool, True = hidden.
+    """
+    floats = images.to(torch.float32, memory_format=torch.channels_last, copy=True).div_(255)
+    return floats if masks is None else floats.masked_fill_(masks[:, None], 0)
+
+
+def inference_batch(images: Tensor) -> int:
+    """How many images are inferred at once: 500, and fewer of large ones, whose activations would fill the memory."""
+    return max(32, min(500, 2 ** 22 // (images.shape[2] * images.shape[3])))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, its weights fixed, and each of its parts back as it was afterwards, come what may.
+
+    Autograd keeps no activation for weights that ask for no gradient: of a ResNet50, that is most of the memory.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    model.eval()
+    try:
+        for weight in learning:
+            weight.requires_grad = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for weight in learning:
+            weight.requires_grad = True
+
+
+@torch.no_grad()
+def infer(model: nn.Module, images: Tensor, masks: Masks | Tensor | None = None,
+          batch_size: int | None = None) -> Tensor:
+    """Return the logits of all images, in eval mode: (N, 3, H, W) uint8 -> (N, classes) float32.
+
+    masks: (N, H, W) bool, True = hidden. The model is left as it was.
+    """
+    check_images(images)
+    check_masks(masks, images)
+    batch_size = batch_size or inference_batch(images)
+    device = next(model.parameters()).device
+    logits = {}
+    with evaluating(model):
+        for start in parallel.mine(range(0, len(images), batch_size)):
+            batch = slice(start, start + batch_size)
+            hidden = None if masks is None else masks[batch].to(device)
+            logits[start] = model(pixels(images[batch].to(device), hidden))
+    return torch.cat(parallel.gathered(logits)).to(device)
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, masks: Masks | Tensor | None = None) -> float:
+    """The share of images, in [0, 1], that a model classifies as labelled (N,) int64; the rest as of `infer`."""
+    guesses = infer(model, images, masks).argmax(1)
+    return (guesses == labels.to(guesses.device)).double().mean().item()

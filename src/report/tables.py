@@ -1,0 +1,192 @@
+"""The tables of the notebook, as Markdown, from rows of results."""
+
+from collections.abc import Sequence
+from operator import truediv
+from statistics import mean, median
+
+import torch
+from torch import Tensor
+
+from ..datasets import GROUPS
+from ..metrics import Summary, spread, summarize
+from ..rows import Row, pivot
+
+NAMES = {"erm": "ERM", "randmask": "RandMask", "masktune": "MaskTune", "plain": "plain epoch", "dfr": "DFR"}
+COLUMNS = {"erm_raw": "ERM raw", "erm_malicious": "ERM malicious", "hidden": "pixels hidden",
+           "shortcut_hidden": "shortcut hidden", "raw": "raw", "malicious": "malicious", "worst": "worst group"}
+TESTED_GROUPS = tuple(GROUPS[group] for group in (0, 2, 3))  # "0-4, square" is in neither of the paper's test sets
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def summaries(rows: Sequence[Row], by: tuple[str, ...], columns: Sequence[str]) -> list[tuple[tuple, list[Summary]]]:
+    """Mean ± std of some columns over the rows of each group; of a column that a group lacks, nothing."""
+    tables = [pivot(rows, by, column) for column in columns]
+    groups = dict.fromkeys(tuple(row[key] for key in by) for row in rows)
+    return [(group, [summarize(table[group]) if group in table else "" for table in tables]) for group in groups]
+
+
+def results(rows: Sequence[Row], titles: dict[str, str]) -> str:
+    """Accuracy in percent, mean ± std over seeds and orders: both test sets, the worst group, and the lowest run."""
+    lowest = _lowest(rows, ("setting", "method"))
+    return markdown(["training set", "method", "raw", "malicious", "worst group", "lowest malicious", "n"], [
+        [titles[setting], NAMES[method], *cells, lowest[setting, method], cells[0].n]
+        for (setting, method), cells in summaries(rows, ("setting", "method"), ("raw", "malicious", "worst"))])
+
+
+def spreads(rows: Sequence[Row], titles: dict[str, str], vary: str = "method") -> str:
+    """Where the scatter on the malicious set comes from, in points: seeds (ERM and all) or orders of the one epoch."""
+    lowest, cells = _lowest(rows, ("setting", vary)), []
+    for (setting, value), accuracies in pivot(rows, ("setting", vary), "malicious").items():
+        same = [row for row in rows if row["setting"] == setting and row[vary] == value]
+        over_seeds, over_orders = spread(list(pivot(same, ("seed",), "malicious").values()))
+        cells.append([titles[setting], NAMES.get(value, value), summarize(accuracies), f"{100 * over_seeds:.1f}",
+                      f"{100 * over_orders:.1f}", lowest[setting, value], len(accuracies)])
+    return markdown(["training set", vary, "malicious", "std over seeds", "std over orders", "lowest", "n"], cells)
+
+
+def _lowest(rows: Sequence[Row], by: tuple[str, ...]) -> dict[tuple, str]:
+    """The lowest accuracy on the malicious set in each group, and the run that it is of."""
+    found = {}
+    for row in sorted(rows, key=lambda row: row["malicious"]):
+        order = f", order {row['order']}" if row["method"] != "erm" else ""
+        found.setdefault(tuple(row[key] for key in by), f"{100 * row['malicious']:.1f} (seed {row['seed']}{order})")
+    return found
+
+
+def results_by_group(rows: Sequence[Row], titles: dict[str, str]) -> str:
+    """Accuracy of each group in percent, mean ± std over seeds and orders."""
+    return markdown(["training set", "method", *TESTED_GROUPS, "n"], [
+        [titles[setting], NAMES[method], *cells, cells[0].n]
+        for (setting, method), cells in summaries(rows, ("setting", "method"), TESTED_GROUPS)])
+
+
+def by_seed(rows: Sequence[Row], titles: dict[str, str]) -> str:
+    """Accuracy of every seed on the malicious set, in percent: mean over orders, not over seeds."""
+    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    cells = pivot(rows, ("setting", "method", "seed"), "malicious")
+    return markdown(["training set", "method", *(f"seed {seed}" for seed in seeds)], [
+        [titles[setting], NAMES[method], *(f"{100 * mean(cells[setting, method, seed]):.2f}" for seed in seeds)]
+        for setting, method in dict.fromkeys(key[:2] for key in cells)])
+
+
+def compare(rows: Sequence[tuple[str, str, float, Sequence[float]]]) -> str:
+    """Others' numbers beside ours: (what, source, theirs in percent, ours as accuracies in [0, 1])."""
+    return markdown(["", "source", "theirs, %", "ours, %", "difference", "n"], [
+        [what, source, f"{theirs:.2f}", summarize(ours), f"{100 * summarize(ours).mean - theirs:+.1f}", len(ours)]
+        for what, source, theirs, ours in rows])
+
+
+def groups(named: dict[str, Tensor]) -> str:
+    """How many images each group has: {data set: groups (N,)}."""
+    return markdown(["", *GROUPS, "all"], [
+        [name, *(f"{int((group == i).sum()):,}" for i in range(len(GROUPS))), f"{len(group):,}"]
+        for name, group in named.items()])
+
+
+def accuracy_by_digit(predictions: Tensor, labels: Tensor, digits: Tensor) -> Tensor:
+    """(seeds, N) predictions -> (seeds, 10) accuracies in [0, 1]."""
+    correct = (predictions == labels).double()
+    return torch.stack([correct[:, digits == digit].mean(1) for digit in range(10)], dim=1)
+
+
+def masks(rows: Sequence[Row], titles: dict[str, str]) -> str:
+    """What the masks hit, in percent, mean ± std over seeds."""
+    facts = {"hidden": "pixels hidden", "shortcut_hidden": "shortcut hidden",
+             "erm_on_masked": "ERM's accuracy on the masked training images"}
+    rows = [row for row in rows if row["method"] != "erm" and row["order"] == 0]
+    return markdown(["training set", "masks of", *facts.values(), "n"], [
+        [titles[setting], NAMES[method], *cells, cells[0].n]
+        for (setting, method), cells in summaries(rows, ("setting", "method"), tuple(facts))])
+
+
+def squares(rows: Sequence[Row]) -> str:
+    """Accuracy on malicious in percent, mean ± std over orders and the lowest, by seed and masks."""
+    cells, visible = pivot(rows, ("seed", "squares"), "malicious"), pivot(rows, ("seed", "squares"), "shortcut_visible")
+    return markdown(["seed", "squares of 0-4 with a visible rest", "masks as found", "lowest", "squares hidden whole",
+                     "lowest", "orders"], [
+        [seed, f"{visible[seed, 'as found'][0]:,}", *(cell for name in ("as found", "whole") for cell in (
+            summarize(cells[seed, name]), f"{100 * min(cells[seed, name]):.1f}")), len(cells[seed, "whole"])]
+        for seed in dict.fromkeys(row["seed"] for row in rows)])
+
+
+def study(rows: Sequence[Row], vary: str, titles: dict[str, str]) -> str:
+    """A study's rows, in percent, mean ± std over seeds: a line for each setting and each value of what is varied."""
+    columns = [column for column in COLUMNS if any(column in row for row in rows)]
+    lowest = {key: min(values) for key, values in pivot(rows, ("setting", vary), "malicious").items()}
+    return markdown(["training set", vary, *(COLUMNS[column] for column in columns), "lowest malicious", "n"], [
+        [titles[setting], NAMES.get(value, value), *cells, f"{100 * lowest[setting, value]:.1f}", cells[-1].n]
+        for (setting, value), cells in summaries(rows, ("setting", vary), columns)])
+
+
+def iterations(rows: Sequence[Row]) -> list[Row]:
+    """The same rows with `iterations` for a line of a table: "1", "2", "2, accumulated" and so on."""
+    return [{**row, "iterations": f"{row['iteration']}{', accumulated' if row['accumulate'] else ''}"} for row in rows]
+
+
+def photos(rows: Sequence[Row]) -> str:
+    """Benchmarks of photographs in percent, mean ± std over seeds, a table for each."""
+    blocks = []
+    for title in dict.fromkeys(row["benchmark"] for row in rows):
+        cells = pivot([row for row in rows if row["benchmark"] == title], ("method", "measure"), "value")
+        names = list(dict.fromkeys(measure for _, measure in cells))
+        blocks.append(markdown(["benchmark", "method", *names, "n"], [
+            [title, method, *(summarize(cells[method, name]) for name in names), len(cells[method, names[0]])]
+            for method in dict.fromkeys(method for method, _ in cells)]))
+    return "\n\n".join(blocks)
+
+
+def listed(rows: Sequence[Row]) -> str:
+    """Rows as they are."""
+    return markdown(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def benchmark(result: dict) -> str:
+    """The speed benchmark: medians in seconds, images per second, and what shows that the results agree."""
+    rows = []
+    for task in result["tasks"]:
+        usual, ours = (median(task["seconds"][side]) for side in ("usual", "ours"))
+        values = task["values"]
+        rows.append([task["task"], f"{task['images']:,}", f"{usual:.2f}", f"{ours:.2f}",
+                     f"{median(map(truediv, *task['seconds'].values())):.1f}", f"{task['images'] / ours:,.0f}",
+                     f"{task['check']}: {values['usual']:.4f}, {values['ours']:.4f}"])
+    return markdown(["task", "images", "usual, s", "ours, s", "times faster", "ours, images/s", "usual, ours"], rows)
+
+
+def scale(result: dict) -> str:
+    """Time and memory against the number and the size of images: the constants should stay the same down the rows."""
+    return markdown(["model", "images", "side", "masks, ms/image", "epoch, ms/image", "masks, ns/pixel",
+                     "epoch, ns/pixel", "images, MB", "more than the warm-up, MB"], [
+        [row["model"], f"{row['images']:,}", row["side"], f"{1e3 * row['masks_s'] / row['images']:.2f}",
+         f"{1e3 * row['epoch_s'] / row['images']:.2f}",
+         *(f"{1e9 * row[key] / row['images'] / row['side'] ** 2:,.0f}" for key in ("masks_s", "epoch_s")),
+         f"{row['images_mb']:,.0f}", f"{row['peak_mb']:,.0f}"] for row in result["rows"]])
+
+
+def selective(rows: Sequence[Row], coverages: Sequence[float], reported: dict[str, dict[float, float]]) -> str:
+    """Selective classification: the error among the answers in percent, and in brackets the coverage that came of it.
+
+    rows: one for each method and seed; reported: {whose: {coverage: error}}, figures of others set below.
+    """
+    error, coverage, area = (pivot(rows, ("method",), name) for name in ("error", "coverage", "aurc"))
+    lines = []
+    for (method,), errors in error.items():
+        cells = [f"{summarize([seed[i] for seed in errors]):.2f} "
+                 f"({100 * mean(seed[i] for seed in coverage[method,]):.1f})" for i in range(len(coverages))]
+        lines.append([method, *cells, f"{summarize(area[method,]):.2f}", len(errors)])
+    for whose, errors in reported.items():
+        lines.append([whose, *(f"{100 * errors[one]:.2f}" if one in errors else "" for one in coverages), "", ""])
+    return markdown(["score of", *(f"error at {coverage:.0%}" for coverage in coverages), "AURC × 100", "n"], lines)
+
+
+def selective_lrs(rows: Sequence[Row]) -> str:
+    """The LR study of selective classification, mean ± std over seeds: on what the LR is chosen, and on the tests."""
+    columns = {"error_val": "validation: error of MaskTune alone", "aurc_val": "validation: AURC × 100 with ERM",
+               "error_test": "test: error of MaskTune alone", "aurc_test": "test: AURC × 100 with ERM"}
+    return markdown(["LR", *columns.values(), "n"], [
+        [lr, *(f"{cell:.2f}" for cell in cells), cells[0].n]
+        for (lr,), cells in summaries(rows, ("lr",), tuple(columns))])
