@@ -94,8 +94,10 @@ def made_with(device: torch.device | None = None) -> str:
     Files under results/ and checkpoints/ do not count: what writes this line writes there.
     """
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
-                              check=False).stdout.strip()
+        with suppress(OSError):  # no git here
+            return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
+                                  check=False).stdout.strip()
+        return ""
 
     commit = git("describe", "--always") or "unknown"
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)results",

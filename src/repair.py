@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .datasets.images import Images
+from .device import best_device, device_name
 from .inference import infer
 from .masks import Masks
 from .metrics import Score, score
@@ -20,6 +21,7 @@ class Report:
     after: dict[str, Score]
     before_on_masked: Score  # the old model on the masked training images: how much leaned on what was hidden
     masks: Masks  # of the training images
+    computed_by: str  # the GPU, or the processor and the threads
     mean_masks: Tensor  # (classes, H, W): how often each pixel is hidden; a shortcut that sits in one place shows
 
     @classmethod
@@ -29,13 +31,15 @@ class Report:
         before, after = ({name: _score(model, data) for name, data in sets.items()} for model in (old, new))
         labels = train.labels.to(masks.bits.device)
         mean_masks = torch.stack([masks.mean(labels == label) for label in range(len(train.classes))]).cpu()
-        return cls(masks.share(), before, after, _score(old, train, masks), masks, mean_masks)
+        return cls(masks.share(), before, after, _score(old, train, masks), masks, device_name(best_device()),
+                   mean_masks)
 
     def __str__(self) -> str:
         lines = [f"{self.hidden:.1%} of the pixels hidden; on what was left, the old model is right on "
                  f"{self.before_on_masked.average:.1%}"]
         lines += [f"{name}: {old.average:.1%} -> {self.after[name].average:.1%}, worst group {old.worst:.1%} -> "
                   f"{self.after[name].worst:.1%}" for name, old in self.before.items()]
+        lines.append(f"computed by {self.computed_by}")
         return "\n".join(lines)
 
 

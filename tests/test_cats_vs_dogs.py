@@ -4,9 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from src.datasets import small
-from src.datasets.small import missing, small_pictures
-from src.datasets.view import View
+from src.datasets import missing, small
+from src.datasets.decode import View
+from src.datasets.small import small_pictures
 from tests.miniature import expected, held_out
 
 VIEW = View(32, 32)
@@ -115,7 +115,7 @@ def test_the_test_set_of_deep_gamblers(animals, layout):
     with pytest.raises(FileNotFoundError, match=r"1 of the 5 images in .*dog_idx.txt are missing, such as dog 77"):
         small_pictures("CatsVsDogs", "train", VIEW, animals[layout])
     (folder / "dog_idx.txt").write_text("3.jpg\ndog.4.jpg\n")
-    with pytest.raises(ValueError, match=r"dog_idx.txt: 'dog.4.jpg' is no name such as 0.jpg"):
+    with pytest.raises(ValueError, match=r"dog_idx.txt: expected names such as 0.jpg, got 'dog.4.jpg'"):
         small_pictures("CatsVsDogs", "train", VIEW, animals[layout])
 
 

@@ -1,10 +1,12 @@
+import gzip
 import shutil
 
 import pytest
 import torch
 
-from src.datasets import SQUARE, DataUnavailable, SpuriousDigits, SpuriousMNIST
-from src.datasets import mnist as mnist_module
+from src.datasets import SQUARE, DataUnavailable, SpuriousDigits, SpuriousMNIST, View, load, missing, open_files
+from src.datasets import spurious as module
+from tests.conftest import REPOSITORY
 
 BLUE = torch.tensor([0, 0, 255], dtype=torch.uint8).view(3, 1, 1)
 
@@ -102,32 +104,65 @@ def test_missing_mnist_says_what_to_do(tmp_path):
 
 def test_failed_download_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupted(folder, download):
-        raw = mnist_module.Path(folder) / "MNIST" / "raw"
+        raw = module.Path(folder) / "MNIST" / "raw"
         raw.mkdir(parents=True)
         (raw / "train-images-idx3-ubyte").write_bytes(b"half")
         raise RuntimeError("no network:\ntried one mirror\ntried another")
 
-    monkeypatch.setattr(mnist_module.torchvision.datasets, "MNIST", interrupted)
+    monkeypatch.setattr(module.torchvision.datasets, "MNIST", interrupted)
     with pytest.raises(DataUnavailable, match="no network") as raised:
         SpuriousMNIST(tmp_path, train=True)
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_download_is_moved_in_place_whole(mnist_root, tmp_path, monkeypatch):
-    real = mnist_module.torchvision.datasets.MNIST
+@pytest.fixture
+def gzipped(tmp_path):
+    """A root with MNIST as it is shipped."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in (REPOSITORY / "data" / "MNIST" / "raw").glob("*.gz"):
+        shutil.copy(path, raw)
+    return raw
+
+
+def test_shipped_mnist_is_unpacked_without_a_network(gzipped, tmp_path, monkeypatch):
+    real = module.torchvision.datasets.MNIST
+    monkeypatch.setattr(module.torchvision.datasets, "MNIST",
+                        lambda root, train: real(root, train=train))  # takes no download=
+    assert len(SpuriousMNIST(tmp_path, train=False, test_set="raw")) == 10_000
+    assert {path.name for path in gzipped.iterdir()} == {*module.MD5, *(f"{name}.gz" for name in module.MD5)}
+
+
+def test_a_download_is_unpacked(gzipped, tmp_path, monkeypatch):
+    real = module.torchvision.datasets.MNIST
 
     def copied(folder, download=False, **options):
-        if download:
-            shutil.copytree(mnist_root / "MNIST" / "raw", mnist_module.Path(folder) / "MNIST" / "raw")
-        return real(folder, **options)
+        if not download:
+            return real(folder, **options)
+        return shutil.copytree(gzipped, module.Path(folder) / "MNIST" / "raw")
 
-    monkeypatch.setattr(mnist_module.torchvision.datasets, "MNIST", copied)
-    assert len(SpuriousMNIST(tmp_path, train=False, test_set="raw")) == 10_000
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(mnist_module.MD5)
+    monkeypatch.setattr(module.torchvision.datasets, "MNIST", copied)
+    assert len(SpuriousMNIST(tmp_path / "new", train=False, test_set="raw")) == 10_000
+    assert {path.name for path in (tmp_path / "new").rglob("*") if path.is_file()} == set(module.MD5)
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda raw: (raw / "t10k-images-idx3-ubyte.gz").write_bytes(b"no gzip"), "could not be unpacked or downloaded"),
+    (lambda raw: (raw / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"others")), "has another md5"),
+    (lambda raw: (raw / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"")[:10] + b"\xff" * 30), "is damaged"),
+    (lambda raw: (raw / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"others")[:-9]), "is damaged"),
+    (lambda raw: (raw / "t10k-labels-idx1-ubyte").mkdir(), "to be a file, got a folder"),  # a common re-upload
+])
+def test_what_cannot_be_unpacked_is_said(spoil, message, gzipped, tmp_path):
+    spoil(gzipped)
+    with pytest.raises(DataUnavailable, match=message) as raised:
+        SpuriousMNIST(tmp_path, train=True, download=False)
+    assert "t10k" in str(raised.value)
 
 
 def test_damaged_mnist_is_never_used(mnist_root, tmp_path):
+    module.ensure_mnist(mnist_root)
     shutil.copytree(mnist_root / "MNIST" / "raw", tmp_path / "MNIST" / "raw")
     damaged = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
     content = bytearray(damaged.read_bytes())
@@ -136,3 +171,29 @@ def test_damaged_mnist_is_never_used(mnist_root, tmp_path):
     with pytest.raises(DataUnavailable, match="t10k-images-idx3-ubyte is damaged"):
         SpuriousMNIST(tmp_path, train=True, download=False)
     assert damaged.read_bytes() == content  # the user's file is left alone
+
+
+def test_data_sets_by_name(tmp_path):
+    data = load("SpuriousDigits", "raw", seed=3, mix_order="digit")
+    assert torch.equal(data.images, SpuriousDigits(train=False, test_set="raw").images)
+    drawn = load("SpuriousDigits", seed=3, class_mix_ratio=0.2, mix_order="digit")
+    assert torch.equal(drawn.groups, SpuriousDigits(True, None, 0.2, "digit", 3).groups)
+    assert missing("SpuriousDigits", tmp_path) is None
+    for name, said in (("SpuriousMNIST", "train-images-idx3-ubyte"), ("Waterbirds, corrected", "nlp.stanford.edu"),
+                       ("CelebA", "mmlab"), ("ImageNet9", "MadryLab"), ("SVHN", "ufldl"), ("CatsVsDogs", "Kaggle")):
+        assert said in missing(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("call", "named"), [
+    (lambda: load("MNIST"), "one of .*'SpuriousMNIST', .*'CelebA', .*, got 'MNIST'"),
+    (lambda: missing("MNIST"), "one of .*'SpuriousMNIST'"), (lambda: open_files("MNIST"), "one of .*'SpuriousMNIST'"),
+    (lambda: open_files("SVHN"), "photographs with groups, got SVHN"),
+    (lambda: load("SpuriousDigits", "test"), r"one of \('train', 'raw', 'malicious'\), got 'test'"),
+    (lambda: load("ImageNet9", "test", view=View(8, 8)), "'only_bg_t'.*, got 'test'"),
+    (lambda: load("SpuriousDigits", ratio=0.5), r"among \['class_mix_ratio', 'mix_order'\], got \['ratio'\]"),
+    (lambda: load("CelebA", view=View(8, 8), mix_order="digit"), r"among \[\], got \['mix_order'\]"),
+    (lambda: load("CIFAR10"), "expected a view for CIFAR10")])
+def test_unknown_names_parts_and_options(call, named):
+    with pytest.raises(ValueError, match=named):
+        call()

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, SVHN
 
-from src.datasets import DataUnavailable, small
-from src.datasets.mnist import CONNECT_TIMEOUT_S
-from src.datasets.small import missing, small_pictures
-from src.datasets.view import View
+from src.datasets import DataUnavailable, missing, small
+from src.datasets.decode import View
+from src.datasets.small import small_pictures
+from src.datasets.spurious import CONNECT_TIMEOUT_S
 from tests.miniature import expected
 
 VIEW = View(32, 32)
@@ -179,7 +179,7 @@ def test_nothing_there(dataset, error, match, tmp_path):
 
 
 def test_unknown_arguments(tmp_path):
-    with pytest.raises(ValueError, match=r"split='dev' is unknown; it is one of \('train', 'val', 'test'\)"):
+    with pytest.raises(ValueError, match=r"expected split to be one of \('train', 'val', 'test'\), got 'dev'"):
         small_pictures("CIFAR10", "dev", VIEW, tmp_path)
-    with pytest.raises(ValueError, match=r"dataset='CIFAR100' is unknown; it is one of \('CIFAR10', 'SVHN', "):
+    with pytest.raises(ValueError, match=r"expected dataset to be one of \('CIFAR10', 'SVHN', .*, got 'CIFAR100'"):
         small_pictures("CIFAR100", "test", VIEW, tmp_path)

@@ -9,8 +9,8 @@ from .photographs import SPLITS, CelebA, Grouped, ImageNet9, Waterbirds
 from .small import SOURCES, missing_pictures, small_pictures
 from .spurious import TEST_SETS, DataUnavailable, SpuriousDigits, SpuriousMNIST, ensure_mnist
 
-DIGITS = ("SpuriousMNIST", "SpuriousDigits")
-PARTS = {**dict.fromkeys(DIGITS, ("train", *TEST_SETS)),
+DIGIT_SETS = ("SpuriousMNIST", "SpuriousDigits")
+PARTS = {**dict.fromkeys(DIGIT_SETS, ("train", *TEST_SETS)),
          **dict.fromkeys(("Waterbirds", "Waterbirds, corrected", "CelebA", *SOURCES), SPLITS),
          "ImageNet9": ImageNet9.PARTS}
 
@@ -30,11 +30,11 @@ def load(dataset: str, part: str = "train", *, root: Path | str = "data", seed: 
         FileNotFoundError, DataUnavailable: files are missing; the message says which, and where they are from.
     """
     _check(dataset, part)
-    valid = {"class_mix_ratio", "mix_order"} if dataset in DIGITS else set()
+    valid = {"class_mix_ratio", "mix_order"} if dataset in DIGIT_SETS else set()
     if unknown := options.keys() - valid:
         raise ValueError(f"expected options of {dataset} to be among {sorted(valid)}, got {sorted(unknown)}")
     root = Path(root)
-    if dataset in DIGITS:
+    if dataset in DIGIT_SETS:
         arguments = dict(train=part == "train", test_set=None if part == "train" else part, seed=seed, **options)
         return SpuriousDigits(**arguments) if dataset == "SpuriousDigits" else SpuriousMNIST(root, **arguments)
     if view is None:
@@ -58,7 +58,7 @@ def open_files(dataset: str, part: str = "train", root: Path | str = "data") -> 
         return CelebA(root / "celeba", part)
     if dataset == "ImageNet9":
         return ImageNet9(root, part)
-    if dataset in (*DIGITS, *SOURCES):
+    if dataset in (*DIGIT_SETS, *SOURCES):
         raise ValueError(f"expected photographs with groups, got {dataset}")
     birds = root / "waterbird_complete95_forest2water2"
     return Waterbirds(birds, part, birds / "waterbirds_fixed.csv" if dataset == "Waterbirds, corrected" else None)
@@ -76,7 +76,7 @@ def missing(dataset: str, root: Path | str = "data", parts: Sequence[str] | None
     try:
         if dataset == "SpuriousMNIST":
             ensure_mnist(Path(root), download=False)
-        elif dataset not in DIGITS:
+        elif dataset not in DIGIT_SETS:
             for part in parts or PARTS[dataset]:
                 open_files(dataset, part, root)
     except (FileNotFoundError, DataUnavailable) as error:

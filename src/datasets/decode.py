@@ -124,8 +124,8 @@ def _reason_to_build(file: Path, made_from: dict, size: int) -> str | None:
     except (OSError, KeyError, TypeError, ValueError):
         ours = False
     if not ours or file.is_dir():
-        raise FileExistsError(f"expected {file} to be free or decoded pixels with their {index.name}, got something "
-                              "else, which is left as it is; move it away or use another name")
+        raise FileExistsError(f"expected {file} to be free or a file of decoded pixels with its {index.name}, got "
+                              "something else, which is left as it is; move it away or use another name")
     if found is None or not file.exists():
         return "is missing"
     if found != made_from:

@@ -100,7 +100,7 @@ def conflicting(digits: Tensor, class_mix_ratio: float, mix_order: str, seed: in
 def check_arguments(train: bool, test_set: str | None, class_mix_ratio: float, mix_order: str) -> None:
     """Raise ValueError, naming what is valid, before anything is read or downloaded."""
     if train and test_set is not None:
-        raise ValueError(f"expected test_set=None with train=True, got {test_set!r}")
+        raise ValueError(f"expected test_set=None with train=True (test sets go with train=False), got {test_set!r}")
     if not train and test_set not in TEST_SETS:
         raise ValueError(f"expected test_set to be one of {TEST_SETS} with train=False, got {test_set!r}")
     if mix_order not in MIX_ORDERS:
@@ -206,7 +206,7 @@ def _unpack(source: Path, raw: Path, names: list[str]) -> None:
         except (gzip.BadGzipFile, EOFError, zlib.error):
             content = b""
         if hashlib.md5(content).hexdigest() != MD5[name]:
-            raise OSError(f"{name}.gz is damaged; replace or delete it")
+            raise OSError(f"{name}.gz is damaged: its content has another md5; replace or delete it")
         write_whole(raw / name, content)
 
 

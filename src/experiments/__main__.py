@@ -20,6 +20,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", choices=[*SETTINGS, "studies"])
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the setting")
+    parser.add_argument("--processes", type=int, default=1,
+                        help="large trainings at once, which share the CPU's cores; of the SmallCNN, one on each core")
     arguments = parser.parse_args()
     prepare()
     parallel.start()
@@ -29,7 +31,7 @@ def main() -> None:
             studies.ask(MNIST, *studies.QUESTIONS)
             studies.ratio_study(MNIST[0])
         else:
-            stages.run_all((SETTINGS[arguments.setting],), arguments.seeds)
+            stages.run_all((SETTINGS[arguments.setting],), arguments.seeds, arguments.processes)
     finally:
         parallel.stop()
 

@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -193,31 +193,46 @@ class Run:
     finetuned: State
 
 
-def run(setting: Setting, seed: int) -> Run:
-    """Load or run ERM and MaskTune for one setting and seed, with the setting's number of threads."""
-    threads = setting.threads or max(1, cores() // parallel.world())
+def run(setting: Setting, seed: int, threads: int | None = None) -> Run:
+    """Load or run ERM and MaskTune for one setting and seed.
+
+    threads: on a CPU; the setting's own if not given, which is one for the SmallCNN, else all cores.
+    """
+    threads = threads or setting.threads or max(1, cores() // parallel.world())
+    if setting.threads is None and parallel.leads() and not _finished(setting, seed):
+        print(f"{setting.name}, seed {seed}: {best_device().type}, {threads} CPU threads", flush=True)
     with cpu_threads(threads):
         erm = run_erm(setting, seed)
         return Run(setting, seed, erm, run_finetune(setting, seed, erm))
 
 
-def run_all(settings: tuple[Setting, ...], seeds: tuple[int, ...] | None = None) -> list[Run]:
-    """Load or run all seeds of all settings; those of the SmallCNN that are not finished run side by side."""
+def run_all(settings: tuple[Setting, ...], seeds: tuple[int, ...] | None = None, processes: int = 1) -> list[Run]:
+    """Load or run all seeds of all settings; those that are not finished run side by side.
+
+    processes: how many large trainings at once share the cores; of the SmallCNN, there is one on each core.
+    """
     pairs = [(setting, seed) for setting in settings for seed in seeds or setting.seeds]
-    open_ = [(setting, seed) for setting, seed in pairs if setting.threads == 1 and parallel.world() == 1
-             and not finished(finetune_path(setting, seed, setting.finetune),
-                              setting.erm.epochs + setting.finetune.iterations)]
-    for _ in side_by_side(_run_quietly, [(pair, CHECKPOINTS, DATA) for pair in open_], "training"):
-        pass
+    missing = [pair for pair in pairs if not _finished(*pair)]
+    for threads, at_once in ((1, None), (None, processes)):
+        tasks = [pair for pair in missing if pair[0].threads == threads]
+        if parallel.world() == 1 and at_once != 1:
+            each = threads or max(1, cores() // processes)
+            for _ in side_by_side(partial(_run, CHECKPOINTS, DATA, each), tasks, "training", at_once, each):
+                pass
     runs = [run(setting, seed) for setting, seed in pairs]
-    print(f"{2 * len(runs)} stages: {2 * (len(runs) - len(open_))} loaded, {2 * len(open_)} run")
+    if parallel.leads():
+        print(f"{2 * len(runs)} stages: those of {len(pairs) - len(missing)} runs loaded, of {len(missing)} trained")
     return runs
 
 
-def _run_quietly(task: tuple[tuple[Setting, int], Path, Path]) -> None:
+def _finished(setting: Setting, seed: int) -> bool:
+    return finished(finetune_path(setting, seed, setting.finetune), setting.erm.epochs + setting.finetune.iterations)
+
+
+def _run(checkpoints: Path, data: Path, threads: int, pair: tuple[Setting, int]) -> None:
     global CHECKPOINTS, DATA
-    (setting, seed), CHECKPOINTS, DATA = task
-    run(setting, seed)
+    CHECKPOINTS, DATA = checkpoints, data
+    run(*pair, threads)
 
 
 def load_tests(setting: Setting, root: Path | str | None = None) -> dict[str, SpuriousMNIST | SpuriousDigits | Images]:

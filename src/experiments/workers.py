@@ -1,4 +1,4 @@
-"""Independent trainings side by side: as many processes as there are cores, one thread each."""
+"""Independent trainings side by side, in processes that share the cores."""
 
 import multiprocessing
 import os
@@ -14,26 +14,27 @@ from tqdm import tqdm
 from ..device import best_device, cores, cpu_threads, prepare
 
 
-def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | None = None) -> Iterator:
+def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | None = None, threads: int = 1
+                 ) -> Iterator:
     """Yield `work(task)` for each task as it is done.
 
-    On a CPU each process computes with one thread, as many as there are cores at a time, so the number of cores decides
-    how long it takes and nothing else. A single task, and all on a GPU, run in this process, one after another.
-    Interrupted, it ends the other processes; what they have saved stays.
+    With one thread each, the number of cores decides how long it takes, and nothing else. A single task, and all on a
+    GPU, run in this process, one after another. Interrupted, it ends the other processes; what they have saved stays.
 
     Args:
         work: a function that can be imported, of one argument.
         processes: at a time; one for each core if not given.
+        threads: of each process.
     """
     tasks = list(tasks)
     processes = min(processes or cores(), len(tasks))
     if processes <= 1 or best_device().type == "cuda":
         for task in tqdm(tasks, desc=desc, position=0, disable=len(tasks) <= 1):
-            with cpu_threads(1):
+            with cpu_threads(threads):
                 yield work(task)
         return
-    print(f"{desc}: {len(tasks)} tasks in {processes} processes, one thread each", flush=True)
-    with _no_bars(), ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin) as pool:
+    print(f"{desc}: {len(tasks)} tasks in {processes} processes, CPU threads each: {threads}", flush=True)
+    with _no_bars(), ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (threads,)) as pool:
         try:
             done = as_completed([pool.submit(work, task) for task in tasks])
             for future in tqdm(done, desc=desc, total=len(tasks), position=0):
@@ -55,10 +56,10 @@ def _no_bars() -> Iterator[None]:
         del os.environ["TQDM_DISABLE"]
 
 
-def _begin() -> None:
-    """Set up a worker: one thread, no life after its parent."""
+def _begin(threads: int) -> None:
+    """Set up a worker, which does not live on after its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; the parent decides
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     prepare()
     parent = multiprocessing.parent_process()
 

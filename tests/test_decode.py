@@ -1,0 +1,297 @@
+"""Pictures are decoded once into a file: what it holds, when it is made anew, and what it survives."""
+
+import itertools
+import os
+import shutil
+import threading
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from src.datasets import decode as module
+from src.datasets.decode import View, cached, decode
+from src.datasets.images import load_folder
+from tests.harness import context
+
+VIEW = View(12, 10, resize=14)
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+
+
+def picture(path: Path, seed: int = 0, mode: str = "RGB", size: tuple[int, int] = (23, 17)) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    noise = torch.randint(256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """Five pictures, which are three chunks."""
+    return [picture(tmp_path / f"{i % 2}" / f"{i}.png", i) for i in range(5)]
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "cache" / "train.bin"
+
+
+@pytest.fixture(autouse=True)
+def decoded(monkeypatch):
+    """The names of the files that were decoded; chunks are small."""
+    names = []
+
+    def noted(path, view):
+        names.append(path.name)
+        return decode(path, view)
+
+    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "decode", noted)
+    return names
+
+
+def one_by_one(paths: list[Path], view: View = VIEW) -> torch.Tensor:
+    return torch.stack([decode(path, view) for path in paths])
+
+
+def check(paths: list[Path], file: Path, view: View = VIEW) -> None:
+    """The pixels are right, and nothing is left that does not belong there."""
+    assert torch.equal(cached(paths, view, file, workers=1), one_by_one(paths, view))
+    assert sorted(path.name for path in file.parent.iterdir()) == [f".{file.name}.lock", file.name, f"{file.name}.json"]
+
+
+def interrupt(*_arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_decoded_once_in_order(workers, paths, file, decoded):
+    threads = torch.get_num_threads()
+    images = cached(paths, VIEW, file, workers)
+    assert torch.equal(images, one_by_one(paths))
+    assert len(decoded) == 5
+    images[0] = 0  # stays in memory
+    check(paths, file)
+    assert len(decoded) == 5
+    assert torch.get_num_threads() == threads
+
+
+def test_threads_share_the_work_and_leave_torch_as_it_was(paths, file, monkeypatch):
+    both, seen, before = threading.Barrier(2), set(), torch.get_num_threads()
+
+    def together(path, view):
+        if path in (paths[0], paths[2]):
+            both.wait(10)  # breaks unless two chunks are decoded at once
+        seen.add(torch.get_num_threads())
+        return decode(path, view)
+
+    monkeypatch.setattr(module, "decode", together)
+    torch.set_num_threads(3)
+    cached(paths, VIEW, file, workers=2)
+    later = threading.Thread(target=lambda: seen.add(-torch.get_num_threads()))
+    later.start()
+    later.join()
+    torch.set_num_threads(before)
+    assert seen == {1, -3}  # one each, or each would start as many again; threads yet to come have what was set
+
+
+@pytest.mark.skipif(not OVERCOMMIT.exists() or OVERCOMMIT.read_text() == "2\n", reason="the system promises no more")
+def test_a_file_larger_than_memory_can_be_mapped(paths, file, monkeypatch):
+    width = 4 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 3
+    file.parent.mkdir()
+    file.touch()
+    os.truncate(file, 3 * width)  # a hole
+    monkeypatch.setattr(module, "_reason_to_build", lambda *_: None)
+    assert cached(paths[:1], View(1, width), file)[0, 2, 0, -1] == 0
+
+
+def test_modes_other_than_rgb(tmp_path, file):
+    paths = [picture(tmp_path / f"{mode}.{kind}", 1, mode) for mode, kind in
+             [("L", "png"), ("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("P", "gif"), ("RGBA", "png"), ("1", "png")]]
+    for path, image in zip(paths, cached(paths, View(17, 23), file), strict=True):
+        expected = torch.frombuffer(bytearray(Image.open(path).convert("RGB").tobytes()), dtype=torch.uint8)
+        assert torch.equal(image, expected.view(17, 23, 3).permute(2, 0, 1)), path
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated", "empty", "bomb", "large"])
+def test_an_unreadable_image_is_named(kind, paths, file, monkeypatch):
+    paths[2] = picture(paths[2].with_suffix(".jpg"), 2, size=(400, 300))
+    content, limit = paths[2].read_bytes(), Image.MAX_IMAGE_PIXELS
+    if kind in ("text", "truncated", "empty"):
+        paths[2].write_bytes({"text": b"a picture", "truncated": content[:-5000], "empty": b""}[kind])
+    else:  # Pillow refuses above twice its limit, and between the two only warns
+        limit = 400 * 300 // 3 if kind == "bomb" else 400 * 300 - 1
+    with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as warned:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ValueError, match=r"/0/2\.jpg is not a readable image \(.+\); replace or remove it"):
+            cached(paths, VIEW, file, workers=1)
+    assert not warned
+    assert not file.exists()
+    picture(paths[2], 2)
+    check(paths, file)
+
+
+def test_missing_images(paths, file, tmp_path):
+    with pytest.raises(ValueError, match="expected at least one image file, got none"):
+        cached([], VIEW, file)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg"):
+        cached([*paths, tmp_path / "nowhere.jpg"], VIEW, file)
+    assert not file.parent.exists()
+
+
+def test_a_change_builds_it_anew_and_leaves_maps_alone(paths, file, decoded, capsys):
+    old, before = cached(paths, VIEW, file), one_by_one(paths)
+    picture(paths[3], 30)
+    changes = {"an image": (paths, VIEW), "a view": (paths, View(12, 10)), "the order": (paths[::-1], View(12, 10)),
+               "fewer": (paths[:4], View(12, 10))}
+    for what, (others, view) in changes.items():
+        del decoded[:]
+        check(others, file, view)
+        assert len(decoded) == len(others), what
+        assert capsys.readouterr().out == (
+            f"{file} was made from other images or for another view; it is built anew\n"), what
+    assert torch.equal(old, before)
+    os.truncate(file, 100)
+    check(paths[:4], file, View(12, 10))
+    assert "is damaged: it has another size; it is built anew" in capsys.readouterr().out
+
+
+def test_a_changed_file_is_a_change_and_a_move_is_none(tmp_path, file, decoded):
+    paths = [picture(tmp_path / "here" / f"{i}.bmp", i) for i in range(2)]
+    for path in paths:
+        os.utime(path, ns=(0, 10 ** 18))  # as from an archive: all of one time, and these of one size
+    cached(paths, VIEW, file)
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    paths = [tmp_path / "there" / path.name for path in paths]
+    check(paths, file)
+    assert len(decoded) == 2
+    for count, change in ((4, lambda: os.utime(paths[0], ns=(0, 10 ** 18 + 1))),
+                          (6, lambda: (picture(paths[0], 5, size=(30, 30)), os.utime(paths[0], ns=(0, 10 ** 18 + 1))))):
+        change()
+        check(paths, file)
+        assert len(decoded) == count
+
+
+@pytest.mark.parametrize("kind", ["model", "text", "folder", "another index", "another index alone"])
+def test_a_file_of_another_kind_is_refused_and_left_alone(kind, paths, file, tmp_path, decoded):
+    file.parent.mkdir()
+    if kind == "folder":
+        (file / "inside").mkdir(parents=True)
+    elif kind == "model":
+        torch.save({"weights": torch.ones(3)}, file)
+    elif kind != "another index alone":
+        file.write_text("mine")
+    if "index" in kind:
+        file.with_name("train.bin.json").write_text('{"mine": 1}')
+    before = {path: path.is_file() and path.read_bytes() for path in file.parent.rglob("*")}
+    with pytest.raises(FileExistsError, match=r"expected .*train\.bin to be free or a file of decoded pixels"):
+        cached(paths, VIEW, file)
+    with pytest.raises(FileExistsError, match="left as it is"):
+        load_folder(shutil.copytree(paths[0].parent, tmp_path / "images" / "class").parent, side=8, cache=file)
+    assert {path: path.is_file() and path.read_bytes() for path in file.parent.rglob("*")} == before
+    assert not decoded
+
+
+@pytest.mark.parametrize("content", ["", "null", '["masktune pixels, 2"]', '{"format": 3}'])
+def test_an_index_of_another_kind_is_refused_and_left_alone(content, paths, file):
+    cached(paths, VIEW, file)
+    file.with_name("train.bin.json").write_text(content)
+    before = file.read_bytes()
+    with pytest.raises(FileExistsError, match="left as it is"):
+        cached(paths, View(9, 9), file)
+    assert (file.read_bytes(), file.with_name("train.bin.json").read_text()) == (before, content)
+
+
+@pytest.mark.parametrize("before", ["nothing", "another view"])
+def test_killed_at_every_moment(before, paths, file, tmp_path):
+    """Whatever call was the last, the next run gives the right pixels."""
+    file.parent.mkdir()
+    if before == "another view":
+        cached(paths, View(9, 9), file)
+    calls = ((module, "decode"), (module, "write_whole"), (module, "put_in_place"), (os, "fsync"), (os, "replace"),
+             (Path, "unlink"))
+
+    def build_and_die(copy: Path, moment: int) -> None:
+        count = itertools.count()
+
+        def mortal(call):
+            return lambda *arguments, **options: os._exit(9) if next(count) == moment else call(*arguments, **options)
+
+        for owner, name in calls:
+            setattr(owner, name, mortal(getattr(owner, name)))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        cached(paths, VIEW, copy, workers=1)
+        os._exit(0)
+
+    for moment in itertools.count():
+        copy = shutil.copytree(file.parent, tmp_path / f"killed {moment}") / file.name
+        if not (child := os.fork()):
+            build_and_die(copy, moment)
+        died = os.waitpid(child, 0)[1]
+        check(paths, copy)
+        if not died:
+            break
+    assert moment >= 9
+
+
+def test_a_full_disk(paths, file, decoded, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(OSError, match=r"train\.bin needs 1\.5 MB on its disk, where 1\.0 MB are free; free some space"):
+        cached(paths, View(1000, 100), file)
+    assert not decoded
+    cached(paths, View(100, 100), file)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    check(paths, file, View(50, 100))  # what is replaced gives its room back
+
+
+def load_only(paths: list[Path], file: Path) -> None:
+    module.decode = interrupt
+    cached(paths, VIEW, file)
+
+
+def test_the_second_of_two_waits_and_decodes_nothing(paths, file, decoded, monkeypatch, capsys):
+    building, go_on, decode_noted = threading.Event(), threading.Event(), module.decode
+
+    def slowly(path, view):
+        building.set()
+        assert go_on.wait(200)  # the first process of the harness imports torch
+        return decode_noted(path, view)
+
+    monkeypatch.setattr(module, "decode", slowly)
+    images: list[torch.Tensor] = []
+    first, second = (threading.Thread(target=lambda: images.append(cached(paths, VIEW, file))) for _ in range(2))
+    first.start()
+    assert building.wait(10)
+    second.start()
+    other = context.Process(target=load_only, args=(paths, file))
+    other.start()
+    other.join(0.5)
+    assert second.is_alive()
+    assert other.is_alive()
+    go_on.set()
+    for waiting in (first, second, other):
+        waiting.join()
+    assert other.exitcode == 0
+    assert len(decoded) == 5
+    assert all(torch.equal(theirs, one_by_one(paths)) for theirs in images)
+    assert len(images) == 2
+    assert f"{file}: another process is at work on it; waiting" in capsys.readouterr().out
+
+
+def test_ctrl_c_stops_at_once_and_leaves_nothing_half(paths, file, decoded, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tqdm, "update", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cached(paths * 40, VIEW, file, workers=1)
+    assert len(decoded) < 100
+    check(paths * 40, file)
+
+
+def test_a_finished_file_is_read_from_a_folder_that_takes_no_lock(paths, file, monkeypatch):
+    cached(paths, VIEW, file)
+    monkeypatch.setattr(module, "locked", interrupt)
+    check(paths, file)
