@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.memory import Memory, in_own_process
-from src import tables
-from src.experiments import new_model
+from src.device import best_device, made_with, prepare
+from src.experiments.stages import new_model
 from src.files import write_whole
 from src.masktune import find_masks
+from src.report import tables
 from src.seeding import generator
 from src.state import State
-from src.training import best_device, environment, prepare, sgd, train_epoch
+from src.training import sgd, train_epoch
 
 CASES = [("SmallCNN", n, 28) for n in (1_000, 10_000, 60_000, 600_000)] + [
     ("ResNet50", n, side) for n, side in ((320, 28), (320, 64), (64, 224))]  # (model, images, pixels a side)
@@ -58,7 +59,7 @@ def main() -> None:
     for case in range(len(CASES)):
         rows.append(in_own_process("benchmarks.scale", "--case", str(case)))
         print(rows[-1], flush=True)
-    result = {"made_with": environment(), "rows": rows}
+    result = {"made_with": made_with(), "rows": rows}
     write_whole(arguments.output, (json.dumps(result, indent=1) + "\n").encode())
     print(tables.scale(result))
 

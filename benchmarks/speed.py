@@ -24,28 +24,20 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_tensor
 
 from benchmarks.memory import Memory, in_own_process
-from src import figures
 from src.datasets import SQUARE, SpuriousMNIST
-from src.experiments import new_model, run_erm
+from src.device import best_device, keep_freed_memory, made_with, prepare
+from src.experiments.recipes import MNIST
+from src.experiments.stages import load_data, new_model, run_erm
 from src.files import write_whole
+from src.inference import accuracy, infer
 from src.masks import Masks
 from src.masktune import find_masks
-from src.recipes import MNIST
+from src.report import tables
 from src.seeding import generator
 from src.state import State
-from src.tables import benchmark as as_table
-from src.training import (
-    accuracy,
-    best_device,
-    environment,
-    epoch_batches,
-    infer,
-    keep_freed_memory,
-    prepare,
-    sgd,
-    train_epoch,
-)
+from src.training import epoch_batches, sgd, train_epoch
 
+SETTING = MNIST[1]
 BATCH, LR, MOMENTUM, WEIGHT_DECAY = 128, 0.01, 0.9, 1e-4
 PICTURES, PICTURE_BATCH = 64, 32  # synthetic photographs of 224 pixels a side, for ResNet50
 BLUE = (0, 0, 255)
@@ -157,10 +149,8 @@ def synthetic_photographs() -> Tensor:
 
 def measure(root: Path, n: int, repeats: int, workers: int) -> list[dict]:
     """Each task by both, in turn, after a warm-up; every time in seconds, and what shows that the results agree."""
-    setting = MNIST[1]
-    data = SpuriousMNIST(root, train=True, mix_order=setting.erm.mix_order)
-    tests = SpuriousMNIST(root, train=False, test_set="raw")
-    trained = run_erm(setting, 0).model
+    data, tests = (load_data(SETTING.erm, 0, part, root) for part in ("train", "raw"))
+    trained = run_erm(SETTING, 0).model
     few = 10 * BATCH
     for side in (Usual(root, data, tests, few, workers), Ours(data, tests, few)):  # warm-up
         side.epoch(new_model(0))
@@ -190,8 +180,6 @@ def measure(root: Path, n: int, repeats: int, workers: int) -> list[dict]:
 
     after, agree = "accuracy on raw after it", "share of pixels on which the masks agree"
     variants = {"ERM, one epoch": {}, "the same, ours in bf16": {"precision": "bf16"}}
-    if best_device().type == "cuda":
-        variants["the same, ours as a CUDA graph"] = {"capture": True}
     return [
         *(row(task, n, lambda name, side, model, options=options: side.epoch(
             model, **(options if name == "ours" else {})), after, judged) for task, options in variants.items()),
@@ -207,7 +195,7 @@ def measure(root: Path, n: int, repeats: int, workers: int) -> list[dict]:
 
 def convolution_share(root: Path) -> float:
     """The share of our training steps' time that convolutions take, forward and backward (PyTorch's profiler, CPU)."""
-    ours = Ours(SpuriousMNIST(root, train=True), SpuriousMNIST(root, train=False, test_set="raw"), 20 * BATCH)
+    ours = Ours(*(load_data(SETTING.erm, 0, part, root) for part in ("train", "raw")), 20 * BATCH)
     ours.epoch(new_model(0))
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         ours.epoch(new_model(0))
@@ -218,9 +206,7 @@ def convolution_share(root: Path) -> float:
 
 def peak_memory(root: Path, name: str, n: int, workers: int) -> dict:
     """MB of host memory (and of the device) that one of `MEMORY` takes over the data itself, its workers included."""
-    setting = MNIST[1]
-    data = SpuriousMNIST(root, train=True, mix_order=setting.erm.mix_order)
-    tests = SpuriousMNIST(root, train=False, test_set="raw")
+    data, tests = (load_data(SETTING.erm, 0, part, root) for part in ("train", "raw"))
     side, _, network = name.partition(", ")
     model, pictures = (new_model(0, network), synthetic_photographs()) if network else (new_model(0), None)
     infer(model, tests.images[:BATCH] if pictures is None else pictures[:1])  # first use loads things: not counted
@@ -252,12 +238,11 @@ def main() -> None:
         return
     rows = measure(arguments.root, arguments.images, arguments.repeats, arguments.workers)
     memory = {name: in_own_process("benchmarks.speed", *sys.argv[1:], "--memory", name) for name in MEMORY}
-    result = {"made_with": environment(), "batch_size": BATCH, "workers": arguments.workers,
+    result = {"made_with": made_with(), "batch_size": BATCH, "workers": arguments.workers,
               "repeats": arguments.repeats, "tasks": rows, "peak_memory_mb": memory,
               "convolution_share": convolution_share(arguments.root)}
     write_whole(arguments.output, (json.dumps(result, indent=1) + "\n").encode())
-    print(as_table(result))
-    figures.benchmark(result).savefig(arguments.output.with_suffix(".png"))
+    print(tables.benchmark(result))
 
 
 if __name__ == "__main__":

@@ -5,30 +5,33 @@ import signal
 from collections import Counter
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src import experiments, figures, studies, training
+from src import device as devices
 from src.augmentation import Affine, Augmentation
-from src.datasets.images import Images
-from src.experiments import new_model, new_optimizer
-from src.masktune import find_masks, masktune_epoch, randmask_epoch, random_masks
+from src.datasets import Images
+from src.experiments import stages, studies
+from src.experiments.recipes import DIGITS, FineTune
+from src.inference import infer, pixels
+from src.masktune import find_masks, masktune, random_masks
 from src.models import SmallCNN
-from src.recipes import DIGITS, FineTune
-from src.repair import masktune
+from src.report import figures
 from src.saliency import xgradcam
 from src.state import State, digest
-from src.training import infer, pixels, train_epoch
-from tests.harness import first_images, results
+from src.training import train_epoch
+from tests.harness import results
 from tests.virtual_device import gpu
 
 CPU = torch.device("cpu")
 IMAGES = 48
 ERM = replace(DIGITS[0].erm, class_mix_ratio=0.25, epochs=2, batch_size=16)
-SETTING = replace(DIGITS[0], erm=ERM, save_steps=2, finetune=FineTune(iterations=2, accumulate=True))
+SETTING = replace(DIGITS[0], erm=ERM, seeds=(0,), finetune=FineTune(iterations=2, accumulate=True))
+load_data = stages.load_data
 
 
 def both(job):
@@ -39,9 +42,9 @@ def both(job):
 
 
 def new_state() -> State:
-    model = new_model(0)
-    assert place(model) == training.best_device()
-    return State(model, new_optimizer(model, ERM))
+    model = stages.new_model(0)
+    assert place(model) == devices.best_device()
+    return State(model, stages.new_optimizer(model, ERM))
 
 
 def place(model: nn.Module) -> torch.device:
@@ -71,12 +74,11 @@ def test_an_epoch(options, kept, train):
     both(job)
 
 
-def noted(n: int, kept: str = "device", **options) -> Counter:
+def noted(train, n: int, kept: str = "device", **options) -> Counter:
     """How often each kind of event occurs in an epoch of n images, in batches of 8."""
     with gpu() as device:
-        data = first_images(ERM, 0, count=n)
         where = device.name if kept == "device" else CPU
-        images, labels, masks = data.images.to(where), data.labels.to(where), random_masks(n, 28, 0, 0, where)
+        images, labels, masks = train.images[:n].to(where), train.labels[:n].to(where), random_masks(n, 28, 0, 0, where)
         state = new_state()
         device.events.clear()
         train_epoch(state, images, labels, lr=0.01, batch_size=8, seed=0, masks=masks, **options)
@@ -85,9 +87,9 @@ def noted(n: int, kept: str = "device", **options) -> Counter:
 
 @pytest.mark.parametrize(("kept", "options", "uploads"), [
     ("device", "plain", 0), ("device", "affine", 0), ("device", "augmentation", 0), ("host", "augmentation", 4)])
-def test_no_step_waits_for_the_device(kept, options, uploads):
+def test_no_step_waits_for_the_device(kept, options, uploads, train):
     """Nor uploads to it, where the images are there; else images, masks, labels and what the augmentation drew."""
-    few, many = noted(32, kept, **OPTIONS[options]), noted(64, kept, **OPTIONS[options])
+    few, many = (noted(train, n, kept, **OPTIONS[options]) for n in (32, 64))
     assert few["sync"] == many["sync"]
     assert many["upload"] - few["upload"] == uploads * 4
 
@@ -119,11 +121,11 @@ def test_masks_of_images_in_host_memory(train):
     both(job)
 
 
-@pytest.mark.parametrize(("job", "waits"), [(find_masks, 3), (infer, 0)])
+@pytest.mark.parametrize(("job", "waits"), [(find_masks, 1), (infer, 0)])
 def test_what_a_batch_waits_for(job, waits, train):
-    """Heat maps: for the range of the pixels, that of the classes, and whether all are finite."""
+    """Heat maps: for whether all are finite."""
     with gpu() as device:
-        images, model, counts = train.images[:64].to(device.name), new_model(0), []
+        images, model, counts = train.images[:64].to(device.name), stages.new_model(0), []
         for n in (32, 64):
             device.events.clear()
             job(model, images[:n], batch_size=16)
@@ -132,59 +134,47 @@ def test_what_a_batch_waits_for(job, waits, train):
     assert counts[1]["upload"] == counts[0]["upload"]
 
 
-@pytest.mark.parametrize("epoch", [masktune_epoch, randmask_epoch])
-def test_fine_tunes(epoch, train):
-    def job(device):
-        state = new_state()
-        seen = epoch(state, train.images[:IMAGES].to(device), train.labels[:IMAGES].to(device), lr=0.01, batch_size=8,
-                     seed=0)
-        return seen, state.digest(), state.masks
-
-    both(job)
-
-
 # Whole runs
 
 
 @cache
-def few_images(erm, seed: int = 0, test_set: str | None = None):
-    data = first_images(erm, seed, {"val": "raw"}.get(test_set, test_set), IMAGES)
-    data.groups = data.groups[:IMAGES]
-    return data
+def few_images(erm, seed: int = 0, part: str = "train", root=None) -> SimpleNamespace:
+    """The first images; the digits have no validation set."""
+    data = load_data(erm, seed, "raw" if part == "val" else part)
+    return SimpleNamespace(**{name: getattr(data, name)[:IMAGES] for name in ("images", "labels", "squares", "groups")})
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where runs and studies on the first images are kept; nothing of them stays in the studies' caches."""
-    for module in (experiments, studies):
-        monkeypatch.setattr(module, "load_data", few_images)
-    for name in ("_training_data", "_found"):
-        monkeypatch.setattr(studies, name, getattr(studies, name).__wrapped__)
+    """Where runs and studies on the first images are kept, measured in this process; nothing stays in a cache."""
+    monkeypatch.setattr(stages, "load_data", few_images)
+    monkeypatch.setattr("src.experiments.workers.cores", lambda: 1)
+    monkeypatch.setattr(studies, "_subject", studies._subject.__wrapped__)
     return tmp_path
 
 
-def run(folder, setting=SETTING) -> experiments.Run:
+def run(folder, setting=SETTING) -> stages.Run:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments, "CHECKPOINTS", folder)
-        return experiments.run(setting, seed=0)
+        patch.setattr(stages, "CHECKPOINTS", folder)
+        return stages.run(setting, seed=0)
 
 
 @pytest.mark.parametrize("setting", [
-    SETTING, replace(SETTING, name="host", randmask=False, erm=replace(ERM, select="best", optimizer="Adam"))],
+    SETTING, replace(SETTING, name="host", erm=replace(ERM, select="best", optimizer="Adam"))],
     ids=lambda setting: setting.name)
 def test_a_run_saved_loaded_and_resumed(setting, folder, monkeypatch):
     """The files hold the same bits, whatever the device, and however often the run is interrupted on it."""
     if setting.name == "host":
-        monkeypatch.setattr(experiments, "room_for", lambda images: images.device)
-    tests = {name: few_images(ERM, 0, name) for name in setting.test_sets}
+        monkeypatch.setattr(stages, "room_for", lambda images: images.device)
+    tests = stages.load_tests(setting)
 
     def job(device):
         first = run(folder / device.type, setting)
         loaded = run(folder / device.type, setting)
-        assert {place(one.masktune.model) for one in (first, loaded)} == {device}
-        kept = experiments._on_device(setting, 0)()
+        assert {place(one.finetuned.model) for one in (first, loaded)} == {device}
+        kept = stages.on_device(setting, 0)()
         assert {part.device for part in kept} == {CPU if setting.name == "host" else device}
-        return [(one.erm.digest(), loaded.erm.digest(), one.masktune.history, experiments.predict_all([one], tests))
+        return [(one.erm.digest(), loaded.erm.digest(), one.finetuned.history, stages.predict([one.finetuned], tests))
                 for one in (first, loaded)]
 
     both(job)
@@ -194,8 +184,8 @@ def test_a_run_saved_loaded_and_resumed(setting, folder, monkeypatch):
 
     def press(*arguments):
         steps.append(None)
-        if len(steps) % 4 == 0:
-            os.kill(os.getpid(), signal.SIGINT)  # held back until the step is done
+        if len(steps) % 5 == 0:  # an epoch has three steps: some epochs are cut, and each is done at last
+            os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments)
 
     monkeypatch.setattr(F, "cross_entropy", press)
@@ -206,23 +196,18 @@ def test_a_run_saved_loaded_and_resumed(setting, folder, monkeypatch):
                 break
             except KeyboardInterrupt:
                 stops += 1
-    assert stops == len(steps) // 4 >= 3
+    assert stops == len(steps) // 5 >= 3
     assert results(folder / "resumed") == results(folder / "cpu")
 
 
 def test_studies(folder, monkeypatch):
     """Heat maps of the grad-cam library and of chance, the last layer refitted, BatchNorm frozen, squares hidden."""
-    tests = {name: few_images(ERM, 0, name) for name in SETTING.test_sets}
-    monkeypatch.setattr(studies, "ORDERS", 1)
-
     def job(device):
+        monkeypatch.setattr(stages, "CHECKPOINTS", folder / device.type)
         monkeypatch.setattr(studies, "RESULTS", folder / device.type)
-        one = run(folder / device.type, replace(SETTING, randmask=False))
-        images, labels, _, groups = studies._inputs(one)
-        model = studies.start_finetune(ERM, one.erm).model
-        studies._refit_last_layer(model, images, labels, groups, seed=0)
-        return ([studies._masks_of(cam, one) for cam in (*studies.CAMS, "label")], model.state_dict(),
-                studies._finetuned(one, tests, studies._found(one), frozen=True), studies.order_study([one], tests))
+        rows = studies.ask([SETTING], *studies.QUESTIONS)
+        subject = studies.Subject(SETTING, 0)
+        return [{**row, "made_with": ""} for row in rows], [subject._masks_of(cam) for cam in studies.CAMS]
 
     both(job)
 

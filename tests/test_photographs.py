@@ -7,21 +7,23 @@ import pytest
 import torch
 import torchvision
 
-from src import experiments, photographs, tables
 from src.augmentation import Augmentation
-from src.datasets import ImageNet9
-from src.datasets.view import View
-from src.experiments import load_data, new_model, run
+from src.datasets import ImageNet9, View
+from src.experiments import photos, stages
+from src.experiments.recipes import PHOTOS
+from src.experiments.stages import load_data, new_model, run
+from src.inference import accuracy
 from src.models import ResNet50
-from src.recipes import PHOTOGRAPHS
+from src.report import tables
+from src.rows import pivot
 from src.seeding import epoch_order
 from src.state import State, digest
-from src.training import infer, sgd, train_epoch
+from src.training import sgd, train_epoch
 from tests.conftest import same
 from tests.miniature import make_celeba, make_imagenet9, make_waterbirds
 
 pytestmark = pytest.mark.filterwarnings("ignore:(Waterbirds|CelebA|ImageNet9).*published")
-WATERBIRDS, CELEBA, IMAGENET9 = PHOTOGRAPHS
+WATERBIRDS, CELEBA, IMAGENET9 = PHOTOS
 FEW = {"train": (3, 2, 2, 3), "val": (1, 1, 1, 1), "test": (2, 2, 2, 2)}
 
 
@@ -38,8 +40,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photographs")
     make_waterbirds(folder / "data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments, "CHECKPOINTS", folder / "checkpoints")
-        patch.setattr(experiments, "DATA", folder / "data")
+        patch.setattr(stages, "CHECKPOINTS", folder / "checkpoints")
+        patch.setattr(stages, "DATA", folder / "data")
         yield folder
 
 
@@ -50,24 +52,22 @@ def trained(place):
 
 def test_from_files_to_the_table(trained, place, monkeypatch):
     """ERM leans on the ground, which goes with the label in 95 % of the training images: the worst group tells."""
-    monkeypatch.setattr("src.datasets.cache.decode", None)  # a finished benchmark decodes nothing ...
-    monkeypatch.setattr(experiments, "train_epoch", None)  # ... and trains nothing
-    again = run(trained.setting, seed=0)
-    monkeypatch.undo()
-    monkeypatch.setattr(experiments, "DATA", place / "data")
-    table = photographs.measures([trained, again])
-    assert list(table) == ["ERM", "MaskTune"]
-    erm = {name: values[0] for name, values in table["ERM"].items()}
-    assert all(values[0] == values[1] for measures in table.values() for values in measures.values())
+    with monkeypatch.context() as patch:
+        patch.setattr("src.datasets.decode.decode", None)  # a finished benchmark decodes nothing ...
+        patch.setattr(stages, "train_epoch", None)  # ... and trains nothing
+        again = run(trained.setting, seed=0)
+    rows = photos.measures([trained, again])
+    assert {(row["benchmark"], row["seed"]) for row in rows} == {("Waterbirds", 0)}
+    both = pivot(rows, ("method", "measure"), "value")
+    assert {method for method, _ in both} == {"ERM", "MaskTune"}
+    assert all(one == two for one, two in both.values())
+    erm = {measure: values[0] for (method, measure), values in both.items() if method == "ERM"}
     groups = [erm[name] for name in ("landbird, land", "landbird, water", "waterbird, land", "waterbird, water")]
-    assert erm["worst group"] == min(groups)
-    assert erm["worst group"] < erm["average"] - 0.2
+    assert erm["worst group"] == min(groups) < erm["average"] - 0.2
     assert erm["average"] == pytest.approx(sum(groups) / 4)  # the test groups are equally large
     assert erm["adjusted average"] == pytest.approx(0.475 * (groups[0] + groups[3]) + 0.025 * (groups[1] + groups[2]))
-    assert 0 < trained.masktune.history["hidden"][0] < 0.3
-    assert trained.randmask is None
-    text = tables.photographs({"Waterbirds": table})
-    assert f"| Waterbirds | ERM | {100 * erm['average']:.1f} ± 0.0 |" in text
+    assert 0 < trained.finetuned.history["hidden"][0] < 0.3
+    assert f"| Waterbirds | ERM | {100 * erm['average']:.1f} ± 0.0 |" in tables.photos(rows)
 
 
 def test_what_is_selected_is_the_best_epoch_on_validation(trained):
@@ -75,19 +75,18 @@ def test_what_is_selected_is_the_best_epoch_on_validation(trained):
     best = trained.erm.best
     assert best["accuracy"] == max(seen)
     assert best["epoch"] == seen.index(max(seen)) + 1
-    validation = load_data(trained.setting.erm, test_set="val")
-    right = infer(trained.erm.model, validation.images).argmax(1) == validation.labels
-    assert right.double().mean().item() == max(seen)
-    assert trained.masktune.parents["erm"] == trained.erm.digest()
+    validation = load_data(trained.setting.erm, part="val")
+    assert accuracy(trained.erm.model, validation.images, validation.labels) == max(seen)
+    assert trained.finetuned.parents["erm"] == trained.erm.digest()
 
 
-@pytest.mark.parametrize("place_to_stop", [3, 7, 12])
-def test_an_interrupted_training_with_augmentation_and_selection_resumes_exactly(place_to_stop, trained, tmp_path,
-                                                                                  monkeypatch):
+@pytest.mark.parametrize(("place_to_stop", "stages_saved"), [(3, 0), (12, 1), (23, 1)])  # an epoch has seven steps
+def test_an_interrupted_training_with_augmentation_and_selection_resumes_exactly(place_to_stop, stages_saved, trained,
+                                                                                  tmp_path, monkeypatch):
     setting = small(WATERBIRDS, epochs=3, batch_size=64, lr=0.01)
-    monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path / "whole")
+    monkeypatch.setattr(stages, "CHECKPOINTS", tmp_path / "whole")
     whole = run(setting, seed=1)
-    monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path / "cut")
+    monkeypatch.setattr(stages, "CHECKPOINTS", tmp_path / "cut")
     calls = iter(range(100))
     call = Augmentation.__call__
 
@@ -100,10 +99,10 @@ def test_an_interrupted_training_with_augmentation_and_selection_resumes_exactly
         patch.setattr(Augmentation, "__call__", stop)
         with pytest.raises(KeyboardInterrupt):
             run(setting, seed=1)
-    assert len(list(tmp_path.rglob("cut/waterbirds/*.pt"))) == 1
+    assert len(list(tmp_path.rglob("cut/waterbirds/*.pt"))) == stages_saved
     cut = run(setting, seed=1)
     assert same(whole.erm.model, cut.erm.model)
-    assert same(whole.masktune.model, cut.masktune.model)
+    assert same(whole.finetuned.model, cut.finetuned.model)
     assert whole.erm.history == cut.erm.history
     assert digest(whole.erm.best) == digest(cut.erm.best)
 
@@ -130,58 +129,60 @@ def test_pixels_are_hidden_before_the_view_is_cropped(monkeypatch):
 @pytest.mark.parametrize("kaggle", [False, True])
 def test_celeba(kaggle, tmp_path, monkeypatch):
     make_celeba(tmp_path / "data", FEW, kaggle)
-    monkeypatch.setattr(experiments, "DATA", tmp_path / "data")
-    monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(stages, "DATA", tmp_path / "data")
+    monkeypatch.setattr(stages, "CHECKPOINTS", tmp_path)
     assert load_data(CELEBA.erm).images.shape == (10, 3, 218, 178)  # as published: nothing is scaled or cut
-    assert load_data(CELEBA.erm, test_set="test").images.shape == (8, 3, 224, 224)
-    table = photographs.measures([run(small(CELEBA, epochs=1), seed=0)])
-    assert "blond, male" in table["MaskTune"]
+    assert load_data(CELEBA.erm, part="test").images.shape == (8, 3, 224, 224)
+    rows = photos.measures([run(small(CELEBA, epochs=1), seed=0)])
+    assert ("MaskTune", "blond, male") in {(row["method"], row["measure"]) for row in rows}
 
 
 def test_the_background_challenge_with_a_resnet50(tmp_path, monkeypatch):
     """The recipe's own model, normalisation and all, on views of 64 pixels."""
-    make_imagenet9(tmp_path / "data")
-    monkeypatch.setattr(experiments, "DATA", tmp_path / "data")
-    monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
+    make_imagenet9(tmp_path / "data", each=1)
+    monkeypatch.setattr(stages, "DATA", tmp_path / "data")
+    monkeypatch.setattr(stages, "CHECKPOINTS", tmp_path)
     view = View(64, 64, 64)
     erm = replace(IMAGENET9.erm, weights=None, epochs=1, batch_size=9, train_view=view, test_view=view,
                   augmentation=replace(IMAGENET9.erm.augmentation, side=64))
     one = run(replace(IMAGENET9, erm=erm), seed=0)
-    assert one.masktune.model(torch.rand(1, 3, 224, 224)).shape == (1, 9)
-    measures = photographs.measures([one])["ERM"]
+    assert one.finetuned.model(torch.rand(1, 3, 224, 224)).shape == (1, 9)
+    measures = {row["measure"]: row["value"] for row in photos.measures([one]) if row["method"] == "ERM"}
     assert list(measures) == ["original", "mixed_same", "mixed_rand", "BG-gap"]
-    assert measures["BG-gap"][0] == measures["mixed_same"][0] - measures["mixed_rand"][0]
+    assert measures["BG-gap"] == measures["mixed_same"] - measures["mixed_rand"]
 
 
 def test_what_is_missing_is_named(place, tmp_path, monkeypatch):
-    assert photographs.missing(WATERBIRDS) is None
-    monkeypatch.setattr(experiments, "DATA", tmp_path)
-    table = photographs.to_fetch(PHOTOGRAPHS)
+    assert photos.missing_files(WATERBIRDS) is None
+    monkeypatch.setattr(stages, "DATA", tmp_path)
+    rows = photos.to_fetch(PHOTOS)
+    assert [row["epochs"] for row in rows] == [100, 20, 100]
+    table = tables.listed(rows)
     for part in ("waterbird_complete95_forest2water2/metadata.csv is missing", "list_eval_partition.txt is missing",
                  "in9l/train is missing", "nlp.stanford.edu", "Kaggle's jessicali9530", "github.com/MadryLab"):
         assert part in table
     make_imagenet9(tmp_path, variants=("original",))
-    assert "mixed_same/val is missing" in photographs.missing(IMAGENET9)
+    assert "mixed_same/val is missing" in photos.missing_files(IMAGENET9)
 
 
 def test_classes_that_differ_between_training_and_test(tmp_path):
     make_imagenet9(tmp_path)
     (tmp_path / "bg_challenge" / "mixed_rand" / "val" / "03_class3").rename(
         tmp_path / "bg_challenge" / "mixed_rand" / "val" / "03_reptile")
-    with pytest.raises(ValueError, match=r"has the classes .*03_reptile.*in9l/train are wanted: .*03_class3"):
+    with pytest.raises(ValueError, match=r"the classes of .*in9l/train, .*03_class3.*, got .*03_reptile"):
         ImageNet9(tmp_path, "mixed_rand")
 
 
 def test_recipes_are_the_papers():
     assert [(setting.erm.batch_size, setting.erm.epochs, setting.erm.lr, setting.erm.lr_at(99), setting.erm.classes)
-            for setting in PHOTOGRAPHS] == [
+            for setting in PHOTOS] == [
                 (128, 100, 1e-4, 1e-4, 2), (512, 20, 1e-4, 1e-4, 2), (128, 100, 1e-4, 1e-4, 9)]
     assert WATERBIRDS.erm.augmentation == Augmentation(224, (0.7, 1), (3 / 4, 4 / 3), 0.5, 0)
     assert CELEBA.erm.augmentation == Augmentation(224, (0.7, 1), (1, 4 / 3), 0.5, 0)
     assert IMAGENET9.erm.augmentation == Augmentation(224, (0.08, 1), (3 / 4, 4 / 3), 0.5, 0.1)
-    with pytest.raises(ValueError, match="weights='IMAGENET1K_V1'; it is None for SmallCNN"):
+    with pytest.raises(ValueError, match="expected weights to be None for SmallCNN, got 'IMAGENET1K_V1'"):
         replace(WATERBIRDS.erm, model="SmallCNN")
-    with pytest.raises(ValueError, match="select='first'"):
+    with pytest.raises(ValueError, match=r"expected select to be one of \('last', 'best'\), got 'first'"):
         replace(WATERBIRDS.erm, select="first")
 
 
@@ -197,7 +198,7 @@ def test_imagenet_weights_from_a_file(tmp_path, monkeypatch):
     for name in ("other.pth", "text.pth"):
         with pytest.raises(ValueError, match=rf"{name} holds no weights of torchvision's ResNet-50"):
             ResNet50(2, tmp_path / name)
-    with pytest.raises(ValueError, match=r"weights='IMAGENET' is neither a file nor one of IMAGENET1K_V1"):
+    with pytest.raises(ValueError, match=r"expected weights to be a file or one of IMAGENET1K_V1.*, got 'IMAGENET'"):
         ResNet50(2, "IMAGENET")
 
     def offline(*_, **__):
@@ -205,6 +206,6 @@ def test_imagenet_weights_from_a_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"IMAGENET1K_V1 are not at hand \(no network\); get https://.*"
+    with pytest.raises(FileNotFoundError, match=r"IMAGENET1K_V1 are unavailable \(no network\); get https://.*"
                                                 r"resnet50-0676ba61.pth and put it into .*hub/checkpoints"):
         ResNet50(2, "IMAGENET1K_V1")

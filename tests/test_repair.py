@@ -8,12 +8,13 @@ import torchvision
 from PIL import Image
 from torch import nn
 
+import src
 from src.datasets import SpuriousDigits
+from src.datasets.decode import View, fit
 from src.datasets.images import load_dataset, load_folder, save_folder
-from src.datasets.view import View, fit
-from src.masktune import find_masks
+from src.masktune import find_masks, masktune
 from src.models import Classifier, SmallCNN
-from src.repair import masktune
+from src.repair import Report
 from src.state import State
 from src.training import sgd, train_epoch
 from tests.miniature import make_folder
@@ -58,7 +59,8 @@ def test_classifiers_of_torchvision(make, layer, train, folder):
     repaired, report = masktune(model, train, layer=layer, lr=0.01, batch_size=16, tests={"test": test})
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
-    assert type(repaired) is type(model)
+    assert (type(repaired), type(report), src.masktune) == (type(model), Report, masktune)
+    assert not repaired.training
     assert repaired is not model
     assert any(not torch.equal(before[name], value) for name, value in repaired.state_dict().items())
     assert torch.equal(report.masks[:], find_masks(Classifier(model, layer), train.images)[:])
@@ -78,24 +80,15 @@ def test_batchnorm_moves_by_one_epoch_and_the_same_seed_repairs_alike(train):
                                                          strict=True))
 
 
-def test_normalisation_is_the_models_first_layer(train):
-    torch.manual_seed(0)
-    model = torchvision.models.resnet18(num_classes=2).eval()
-    wrapped = Classifier(model, "layer4", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)).eval()
-    pixels = train.images[:2] / 255
-    by_hand = torchvision.transforms.functional.normalize(pixels, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-    torch.testing.assert_close(wrapped(pixels), model(by_hand), rtol=1e-4, atol=1e-4)
-
-
 def test_wrong_layers_are_named(train):
     model = torchvision.models.resnet18(num_classes=2)
-    with pytest.raises(ValueError, match=r"ResNet has no layer 'layer9'; it has conv1, bn1"):
+    with pytest.raises(ValueError, match=r"name a module of ResNet, got 'layer9'; it has conv1, bn1"):
         masktune(model, train, layer="layer9", lr=0.01)
-    with pytest.raises(ValueError, match=r"gave no \(B, K, h, w\) output"):
+    with pytest.raises(ValueError, match=r"expected a \(B, K, h, w\) output of the layer Linear"):
         masktune(model, train, layer="fc", lr=0.01)
-    with pytest.raises(ValueError, match=r"labels lie in 0..1; the model has 1 classes"):
+    with pytest.raises(ValueError, match=r"expected labels in 0..0, since the model has 1 classes, got 0..1"):
         masktune(torchvision.models.resnet18(num_classes=1), train, layer="layer4", lr=0.01)
-    with pytest.raises(ValueError, match="iterations=0"):
+    with pytest.raises(ValueError, match="expected at least 1 iteration, got 0"):
         masktune(model, train, layer="layer4", lr=0.01, iterations=0)
 
 
@@ -119,40 +112,35 @@ class Flat(nn.Sequential):
 
 
 @pytest.mark.parametrize(("picture", "message"), [
-    (Image.new("I;16", (20, 20), 30000), "mode I;16; 8 bits a channel are wanted"),
-    (Image.new("F", (20, 20)), "mode F; 8 bits a channel are wanted"),
-    (Image.new("L", (5000, 2)), "it is 2 x 5000 pixels; no side may be over 100 times the other")])
+    (Image.new("I;16", (20, 20), 30000), "expected 8 bits a channel, got pixels of mode I;16"),
+    (Image.new("F", (20, 20)), "expected 8 bits a channel, got pixels of mode F"),
+    (Image.new("L", (5000, 2)), "expected no side over 100 times the other, got 2 x 5000 pixels")])
 def test_pictures_that_would_come_out_wrong_are_refused(picture, message):
     with pytest.raises(ValueError, match=message):
         fit(picture, View(16, 16))
 
 
 @pytest.mark.parametrize(("items", "message"), [
-    ([], "must have items"), ([(torch.zeros(3, 9, 9), 0), (torch.zeros(3, 9, 9), 1, 2)], "all of them"),
-    ([(torch.full((3, 9, 9), 2.0), 0)], r"item 0 .*leaves \[0, 1\]"), ([(torch.zeros(9, 9), 0)], r"item 0 .*\(9, 9\)"),
-    ([(torch.zeros(3, 9, 9).long(), 0)], "item 0 .*torch.int64"), ([("a.jpg", 0)], "item 0 .*is a str"),
+    ([], "expected a data set with items"), ([(torch.zeros(3, 9, 9), 0), (torch.zeros(3, 9, 9), 1, 2)], "all of them"),
+    ([(torch.full((3, 9, 9), 2.0), 0)], r"item 0 .*expected an image in \[0, 1\]"),
+    ([(torch.zeros(9, 9), 0)], r"item 0 .*got \(9, 9\)"),
+    ([(torch.zeros(3, 9, 9).long(), 0)], "item 0 .*got torch.int64"), ([("a.jpg", 0)], "item 0 .*got a str"),
     ([(torch.zeros(3, 9, 9), "cat")], "item 0 .*invalid literal")])
 def test_wrong_items_are_named(items, message):
     with pytest.raises((TypeError, ValueError), match=message):
         load_dataset(items, side=8)
 
 
-def test_hostile_folders(folder, tmp_path, monkeypatch):
+def test_hostile_folders(folder, tmp_path):
     with pytest.raises(FileNotFoundError):
         load_folder(tmp_path, side=8)
-    with pytest.raises(ValueError, match=r"has the classes cross, disc; cat, dog are wanted"):
+    with pytest.raises(ValueError, match=r"to have the classes cat, dog, got cross, disc"):
         load_folder(folder / "test", side=8, classes=("cat", "dog"))
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (20, 20)).save(tmp_path / name / "1.jpg")
-    good = (tmp_path / "a" / "1.jpg").read_bytes()
-    for content in (b"", b"text", good[:len(good) // 2]):
-        (tmp_path / "b" / "2.jpg").write_bytes(content)
-        with pytest.raises(ValueError, match=r"2\.jpg is not a readable image"):
-            load_folder(tmp_path, side=8)
-    (tmp_path / "b" / "2.jpg").write_bytes(good)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # a bomb is one of more than twice as many
-    with pytest.raises(ValueError, match=r"1\.jpg is not a readable image"):
+    (tmp_path / "b" / "2.jpg").write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"2\.jpg is not a readable image"):
         load_folder(tmp_path, side=8)
 
 

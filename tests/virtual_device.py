@@ -69,7 +69,7 @@ class VirtualDevice(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.name, self.events, self.recording = torch.device(NAME, 0), [], None
+        self.name, self.events = torch.device(NAME, 0), []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, tensors = dict(kwargs or {}), []
@@ -87,10 +87,7 @@ class VirtualDevice(TorchDispatchMode):
             here = isinstance(args[0], VirtualTensor) if func.overloadpacket in COPIES else bool(ours)
         if here or ours:
             self.check(func, args, kwargs, tensors, here)
-        if self.recording is not None and (here or ours):
-            result = self.recording.record(func, inner, named)
-        else:
-            result = func(*inner, **named)
+        result = func(*inner, **named)
 
         def wrap(tensor: Tensor) -> Tensor:
             outer = ours.get(id(tensor))  # of an operation in place
@@ -124,8 +121,6 @@ class VirtualDevice(TorchDispatchMode):
             self.note("sync", packet)
 
     def note(self, kind: str, operation: Callable) -> None:
-        if self.recording is not None:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {operation.__name__}, a {kind}")
         frame = sys._getframe()
         while frame and not frame.f_code.co_filename.startswith(SRC):
             frame = frame.f_back

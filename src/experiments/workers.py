@@ -48,12 +48,13 @@ def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | No
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Let processes that are started inside the block show no progress bars: tqdm reads this when it is imported."""
+    """Let processes that are started inside the block show no progress bars, by tqdm's own variable."""
+    before = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"
     try:
         yield
     finally:
-        del os.environ["TQDM_DISABLE"]
+        os.environ.pop("TQDM_DISABLE") if before is None else os.environ.update(TQDM_DISABLE=before)
 
 
 def _begin(threads: int) -> None:

@@ -27,7 +27,7 @@ MASK = dict(cmap="gray", vmin=0, vmax=1)
 
 def results(rows: Sequence[Row], titles: dict[str, str]) -> Figure:
     """Accuracy of ERM, RandMask and MaskTune on both test sets: mean over all runs of a method; whiskers: one std."""
-    figure, axes = plt.subplots(1, len(titles), figsize=(4 * len(titles), 3.6), sharey=True)
+    figure, (axes,) = plt.subplots(1, len(titles), figsize=(4 * len(titles), 3.6), sharey=True, squeeze=False)
     for axis, (setting, title) in zip(axes, titles.items(), strict=True):
         for j, test_set in enumerate(("raw", "malicious")):
             accuracies = pivot([row for row in rows if row["setting"] == setting], ("method",), test_set)
@@ -61,7 +61,7 @@ def method(image: Tensor, heatmap: Tensor, mask: Tensor, share: float) -> Figure
 
 def samples(images: Tensor, titles: Sequence[str]) -> Figure:
     """Images (N, 3, H, W) float in [0, 1] in a row, each under its title."""
-    figure, axes = plt.subplots(1, len(images), figsize=(1.35 * len(images), 1.75))
+    figure, (axes,) = plt.subplots(1, len(images), figsize=(1.35 * len(images), 1.75), squeeze=False)
     for axis, image, title in zip(axes, images, titles, strict=True):
         _show(axis, image, {}, title)
     return figure
@@ -129,7 +129,7 @@ def by_digit(accuracies: dict[str, Tensor], whole: dict[str, float]) -> Figure:
 
     accuracies: {title: (seeds, 10)}; whole: {title: accuracy over the whole set}.
     """
-    figure, axes = plt.subplots(1, len(accuracies), figsize=(6 * len(accuracies), 3.6), sharey=True)
+    figure, (axes,) = plt.subplots(1, len(accuracies), figsize=(6 * len(accuracies), 3.6), sharey=True, squeeze=False)
     for axis, (title, values) in zip(axes, accuracies.items(), strict=True):
         values = 100 * values
         axis.bar(range(10), values.mean(0), color=COLOURS["ERM"])
@@ -145,7 +145,7 @@ def by_digit(accuracies: dict[str, Tensor], whole: dict[str, float]) -> Figure:
 
 def sweep(rows: Sequence[Row], vary: str, titles: dict[str, str], xlabel: str, log: bool = False) -> Figure:
     """MaskTune's accuracy against what is varied: a panel for each setting, a dot for each run, a line of means."""
-    figure, axes = plt.subplots(1, len(titles), figsize=(5 * len(titles), 3.4), sharey=True)
+    figure, (axes,) = plt.subplots(1, len(titles), figsize=(5 * len(titles), 3.4), sharey=True, squeeze=False)
     for axis, (setting, title) in zip(axes, titles.items(), strict=True):
         own = [row for row in rows if row["setting"] == setting]
         for test_set, colour in (("raw", COLOURS["RandMask"]), ("malicious", COLOURS["MaskTune"])):
@@ -163,7 +163,7 @@ def sweep(rows: Sequence[Row], vary: str, titles: dict[str, str], xlabel: str, l
 
 def runs(rows: Sequence[Row], vary: str, titles: dict[str, str]) -> Figure:
     """Every run on the malicious set as a dot, for each value of what is varied; a bar marks the mean."""
-    figure, axes = plt.subplots(1, len(titles), figsize=(4 * len(titles), 3.4), sharey=True)
+    figure, (axes,) = plt.subplots(1, len(titles), figsize=(4 * len(titles), 3.4), sharey=True, squeeze=False)
     values = list(dict.fromkeys(row[vary] for row in rows))
     for axis, (setting, title) in zip(axes, titles.items(), strict=True):
         for x, value in enumerate(values):

@@ -1,0 +1,119 @@
+"""The package: what `pip install .` installs, and which of its files may import which."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+SRC = REPOSITORY / "src"
+FILES = sorted(SRC.rglob("*.py"))
+REPAIR = """
+import sys
+import torch
+from torch import nn
+from masktune import masktune
+from masktune.datasets import Images
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+data = Images(torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8), torch.arange(8) % 2, ("even", "odd"))
+repaired, report = masktune(model, data, layer="0", lr=0.1, batch_size=4)
+assert 0 < report.hidden < 1 and "of the pixels hidden" in str(report)
+assert not torch.equal(repaired[0].weight, model[0].weight)
+assert not {"matplotlib", "sklearn", "pytorch_grad_cam"} & sys.modules.keys()  # those are extras
+import masktune.experiments.studies, masktune.report.figures  # which reads its style file
+assert "src" not in sys.modules and not [name for name in sys.modules if name.startswith("src.")]
+print(sys.modules["masktune"].__file__)
+"""
+
+
+def python(folder: Path, *arguments: str, **variables: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env={**os.environ, **variables}, text=True,
+                          capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with nothing but the package, built without a network from a copy: a build leaves files behind."""
+    root = tmp_path_factory.mktemp("package")
+    shutil.copytree(SRC, root / "copy" / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, root / "copy")
+    python(root / "copy", "-m", "pip", "wheel", ".", "--no-index", "--no-deps", "--no-build-isolation", "-w", "..")
+    wheel, = root.glob("masktune-1.0.0-*.whl")
+    python(root, "-m", "pip", "install", str(wheel), "--no-index", "--no-deps", "--target", "installed")
+    return root / "installed"
+
+
+def test_one_package_is_installed_whole(installed):
+    assert {path.name for path in installed.iterdir()} == {"masktune", "masktune-1.0.0.dist-info"}
+    assert files(installed / "masktune") == files(SRC)
+
+
+def files(root: Path) -> set[Path]:
+    return {path.relative_to(root) for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+
+
+def test_the_method_works_from_any_folder(installed, tmp_path):
+    where = python(tmp_path, "-c", REPAIR, PYTHONPATH=str(installed))
+    assert where.strip() == str(installed / "masktune" / "__init__.py")
+    assert not list(tmp_path.iterdir())
+
+
+def imported(path: Path) -> set[Path]:
+    """The files of the package that one imports; `src/__init__.py` does not count, which each import runs."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for below in (base, *(base / alias.name for alias in node.names)):
+                found |= {below.with_suffix(".py"), below / "__init__.py"}
+    return {one for one in found if one.is_file()} - {SRC / "__init__.py"}
+
+
+def layer(path: Path) -> str:
+    """A folder of the package, or a module beside them."""
+    return path.relative_to(SRC).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_imports_are_relative(path):
+    """Absolute ones would name a package that is called differently once it is installed."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [
+            node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+        assert not {name.split(".")[0] for name in names} & {"src", "masktune", "tests", "benchmarks"}
+
+
+def test_dependencies_point_one_way():
+    """data <- method <- experiments <- notebook; reports read rows and import no experiment."""
+    allowed = {"datasets": {"datasets", "checks", "files", "seeding"},
+               "report": {"report", "datasets", "metrics", "rows"}}
+    for path in FILES:
+        reaches = {layer(one) for one in imported(path)}
+        if layer(path) in allowed:
+            assert reaches <= allowed[layer(path)], path
+        elif layer(path) == "experiments":
+            assert "report" not in reaches, path
+        elif layer(path) != "notebook":
+            assert not reaches & {"experiments", "report"}, path
+
+
+def test_recipes_need_no_other_processes():
+    """Nothing that they import uses torch.distributed."""
+    seen, todo = set(), {SRC / "experiments" / "recipes.py"}
+    while todo:
+        path = todo.pop()
+        seen.add(path)
+        todo |= imported(path) - seen
+    assert SRC / "augmentation.py" in seen
+    assert not [path for path in seen if "distributed" in path.read_text()]
+    assert "distributed" in (SRC / "parallel.py").read_text()
