@@ -77,15 +77,21 @@ def ask(settings: Iterable[Setting], *questions: str) -> list[Row]:
         conditions = {}  # in order, each but once
         for question in questions:
             for seed, change in product(setting.seeds, QUESTIONS[question]):
-                asked = ((question in ("results", "ending") or seed in SEEDS)
-                         and change.get("order", 0) in setting.orders
-                         and not (change.get("method") == "dfr" and setting.erm.class_mix_ratio == 0))
-                condition = {"setting": setting.name, "seed": seed, "erm": erms[seed], **BASE,
-                             "lr": setting.finetune.lr, **change}
-                if asked:
+                if _is_asked(question, setting, seed, change):
+                    condition = {"setting": setting.name, "seed": seed, "erm": erms[seed], **BASE,
+                                 "lr": setting.finetune.lr, **change}
                     conditions[tuple(condition.values())] = condition
         rows += measured(RESULTS / f"{setting.name}.json", conditions.values(), partial(_measure_all, setting))
     return rows
+
+
+def _is_asked(question: str, setting: Setting, seed: int, change: Row) -> bool:
+    """Whether a question has a condition for a setting and a seed."""
+    if question == "squares" and not (setting.erm.class_mix_ratio > 0 and setting.erm.mix_order == "random"):
+        return False  # it is about the scatter of this training set
+    if change.get("method") == "dfr" and setting.erm.class_mix_ratio == 0:
+        return False  # two of the groups are empty
+    return change.get("order", 0) in setting.orders and (question in ("results", "ending") or seed in SEEDS)
 
 
 def ratio_study(setting: Setting) -> list[Row]:

@@ -31,7 +31,8 @@ def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | No
     if processes <= 1 or best_device().type == "cuda":
         for task in tqdm(tasks, desc=desc, position=0, disable=len(tasks) <= 1):
             with cpu_threads(threads):
-                yield work(task)
+                result = work(task)
+            yield result
         return
     print(f"{desc}: {len(tasks)} tasks in {processes} processes, CPU threads each: {threads}", flush=True)
     with _no_bars(), ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (threads,)) as pool:
