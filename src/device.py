@@ -88,7 +88,7 @@ def device_name(device: torch.device) -> str:
     return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def made_with(device: torch.device | None = None) -> str:
+def made_with() -> str:
     """Name what produces the numbers: Python, torch, device, and the commit with a mark where files differ from it.
 
     Files under results/ and checkpoints/ do not count: what writes this line writes there.
@@ -102,5 +102,5 @@ def made_with(device: torch.device | None = None) -> str:
     commit = git("describe", "--always") or "unknown"
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)results",
                   ":(top,exclude)checkpoints")
-    return (f"Python {platform.python_version()}, torch {torch.__version__}, {device_name(device or best_device())}, "
+    return (f"Python {platform.python_version()}, torch {torch.__version__}, {device_name(best_device())}, "
             f"commit {commit}{'-dirty' if changed else ''}")
