@@ -1,5 +1,6 @@
 """A real training on the digits in a process of its own, to be killed, and faults to plant in it."""
 
+import io
 import os
 import signal
 import sys
@@ -9,50 +10,49 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 
 import sklearn.datasets  # noqa: F401  imported once for all processes
 import torch
 from tqdm import tqdm
 
-from src import checkpoint, experiments
-from src.datasets import SpuriousDigits
-from src.experiments import load_data
-from src.recipes import DIGITS, Erm, FineTune
+from src import checkpoint
+from src.device import prepare
+from src.experiments import stages
+from src.experiments.recipes import DIGITS, FineTune
 from src.state import digest
-from src.training import prepare
 
-SETTING = replace(DIGITS[0], erm=replace(DIGITS[0].erm, epochs=2, lr_halved_every=1), save_steps=3,
+SETTING = replace(DIGITS[0], erm=replace(DIGITS[0].erm, epochs=3, lr_halved_every=1),
                   finetune=FineTune(iterations=2, accumulate=True))
 IMAGES = 320  # of the 1,347, to be quick: ten steps an epoch
 FAULTS = ("before the file", "half written", "before fsync", "before replace", "after replace")
+load_data = stages.load_data
 
 context = get_context("forkserver")  # torch is imported once, and each process is forked from a clean one
 context.set_forkserver_preload(["tests.harness"])
 
 
 def train(folder: Path, ready: Connection, fault: str | None = None, write: int = 0) -> None:
-    """ERM, RandMask and MaskTune with two iterations, saved at every 3rd step; killed at a write's fault, if named."""
+    """ERM and MaskTune with two iterations, saved after each epoch; killed at a write's fault, if named."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
     prepare()
-    torch.set_num_threads(1)
     sys.stdout = (folder / "log").open("a", buffering=1)
     sys.stderr = (folder / "errors").open("a", buffering=1)
     tqdm.set_lock(threading.RLock())  # its own would be a semaphore that a killed process leaves behind
-    experiments.CHECKPOINTS = folder
-    experiments.load_data = first_images
+    stages.CHECKPOINTS = folder
+    stages.load_data = first_images
     pack = checkpoint._pack
     checkpoint._pack = lambda state, config, whole: pack(state, config, whole=True)  # to compare optimizers, too
     if fault is not None:
         plant(fault, write)
     ready.send("ready")
-    experiments.run(SETTING, seed=0)
+    stages.run(SETTING, seed=0)
 
 
-def first_images(erm: Erm, seed: int, test_set: str | None = None, count: int = IMAGES) -> SpuriousDigits:
-    data = load_data(erm, seed, test_set)
-    for name in ("images", "labels", "squares"):
-        setattr(data, name, getattr(data, name)[:count])
-    return data
+def first_images(*arguments: object, count: int = IMAGES) -> SimpleNamespace:
+    """What `load_data` gives, cut short."""
+    data = load_data(*arguments)
+    return SimpleNamespace(**{name: getattr(data, name)[:count] for name in ("images", "labels", "squares")})
 
 
 def plant(fault: str, write: int) -> None:
@@ -60,46 +60,29 @@ def plant(fault: str, write: int) -> None:
     writes = -1
     real = {name: getattr(os, name) for name in ("fdopen", "fsync", "replace")}
 
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def reach(moment: str) -> None:
+        if writes == write and fault == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    class Half:
-        def __init__(self, file):
-            self.file = file
+    class Half(io.FileIO):
+        def write(self, content: bytes) -> None:
+            super().write(content[:len(content) // 2])
+            reach("half written")
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-        def write(self, content):
-            self.file.write(content[:len(content) // 2])
-            self.file.flush()
-            die()
-
-    def fdopen(*arguments):
+    def fdopen(handle: int, mode: str) -> io.IOBase:
         nonlocal writes
         writes += 1
-        if writes == write and fault == "before the file":
-            die()
-        file = real["fdopen"](*arguments)
-        return Half(file) if writes == write and fault == "half written" else file
+        reach("before the file")
+        return Half(handle, mode) if writes == write and fault == "half written" else real["fdopen"](handle, mode)
 
-    def fsync(handle):
-        if writes == write and fault == "before fsync":
-            die()
+    def fsync(handle: int) -> None:
+        reach("before fsync")
         real["fsync"](handle)
 
-    def swap(*arguments):
-        if writes == write and fault == "before replace":
-            die()
-        real["replace"](*arguments)
-        if writes == write and fault == "after replace":
-            die()
+    def swap(*paths: Path | str) -> None:
+        reach("before replace")
+        real["replace"](*paths)
+        reach("after replace")
 
     os.fdopen, os.fsync, os.replace = fdopen, fsync, swap
 

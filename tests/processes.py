@@ -1,4 +1,4 @@
-"""One training on the digits, alone or in the processes that torchrun starts: `python -m tests.processes FOLDER`."""
+"""Work for other processes: `python -m tests.processes FOLDER` is one training, alone or in those of torchrun."""
 
 import os
 import signal
@@ -8,34 +8,41 @@ from pathlib import Path
 
 import torch
 
-from src import experiments, parallel
+from src import parallel
 from src.augmentation import Augmentation
-from src.recipes import DIGITS, FineTune
-from src.training import prepare
+from src.device import prepare
+from src.experiments import stages
+from src.experiments.recipes import DIGITS, FineTune
 from tests.harness import first_images
 
 ERM = replace(DIGITS[0].erm, epochs=2, lr_halved_every=1, augmentation=Augmentation(side=28))
-SETTING = replace(DIGITS[0], erm=ERM, save_steps=3, finetune=FineTune(iterations=2, accumulate=True))
+SETTING = replace(DIGITS[0], erm=ERM, finetune=FineTune(iterations=2, accumulate=True))
 
 
 def main(folder: Path, dies: str = "") -> None:
-    """ERM, RandMask and MaskTune on 309 images in batches of 32, the last of 21; process 1 kills itself if told so."""
+    """ERM and MaskTune on 309 images in batches of 32, the last of 21; process 1 kills itself if told so."""
     prepare()
-    torch.set_num_threads(1)
     parallel.start()
-    experiments.CHECKPOINTS = folder
-    experiments.load_data = lambda *arguments: first_images(*arguments, count=309)
+    stages.CHECKPOINTS = folder
+    stages.load_data = lambda *arguments: first_images(*arguments, count=309)
     if dies and parallel.rank() == 1:
-        share, calls = parallel.share, iter(range(10 ** 6))
+        mine, calls = parallel.mine, iter(range(10 ** 6))
 
         def die_later(items):
-            if next(calls) == 8:  # in the first epoch of ERM
+            if next(calls) == 15:  # in the second epoch of ERM: each takes one call before its ten batches
                 os.kill(os.getpid(), signal.SIGKILL)
-            return share(items)
+            return mine(items)
 
-        parallel.share = die_later
-    experiments.run(SETTING, seed=0)
+        parallel.mine = die_later
+    stages.run(SETTING, seed=0)
     parallel.stop()
+
+
+def double(number: int) -> tuple[int, int, int]:
+    """Twice a number, with the process and its threads; an error if the number is negative."""
+    if number < 0:
+        raise ValueError(f"{number} is negative")
+    return 2 * number, os.getpid(), torch.get_num_threads()
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 import torch
 
 from benchmarks.speed import Ours, Usual
-from src.datasets import SpuriousMNIST
-from src.experiments import new_model
+from src.datasets import load
+from src.experiments.stages import new_model
 
 
 def test_both_sides_of_the_benchmark_do_the_same_work(mnist_root):
     """Same batches in the same order: the same loss, masks and accuracy, so that only the time differs."""
-    data = SpuriousMNIST(mnist_root, train=True)
-    tests = SpuriousMNIST(mnist_root, train=False, test_set="malicious")
+    data, tests = load("SpuriousMNIST", root=mnist_root), load("SpuriousMNIST", "malicious", root=mnist_root)
     usual, ours = Usual(mnist_root, data, tests, n=300, workers=0), Ours(data, tests, n=300)
     model = new_model(0)
     losses = [side.epoch(new_model(0)) for side in (usual, ours)]

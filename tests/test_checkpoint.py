@@ -1,25 +1,32 @@
+"""A stage is run once: loaded where it is finished, continued to the same bits where it was interrupted."""
+
 import errno
 import os
 import shutil
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import count
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from src import checkpoint, experiments, masktune, saliency, training
-from src.checkpoint import CheckpointError
-from src.experiments import run_erm, run_finetune
+from src import checkpoint, saliency
+from src.checkpoint import CheckpointError, finished
+from src.experiments import stages
+from src.experiments.stages import run_erm, run_finetune
+from src.files import write_whole
 from src.state import digest
 from tests.conftest import same
+from tests.harness import SETTING, first_images, results
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
-    monkeypatch.setattr(checkpoint, "SAVE_EVERY", 1)
+    monkeypatch.setattr(stages, "CHECKPOINTS", tmp_path)
     return tmp_path
 
 
@@ -31,17 +38,29 @@ def erm(folder, setting, trained):
     return run_erm(setting, 0)
 
 
-def test_a_finished_stage_is_loaded_and_says_so(erm, setting, folder, monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "train_epoch", None)  # any training would fail
+def press(monkeypatch, owner, name, *calls):
+    """Let Ctrl-C come as some calls of a function begin, by their numbers."""
+    real, numbers = getattr(owner, name), count()
+
+    def pressed(*arguments, **options):
+        if next(numbers) in calls:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, pressed)
+
+
+def test_a_finished_stage_is_loaded_silently(erm, setting, folder, monkeypatch, capsys):
+    monkeypatch.setattr(stages, "train_epoch", None)  # any training would fail
     again = run_erm(setting, 0)
-    assert "digits-random/erm-seed0: finished, loaded" in capsys.readouterr().out
-    assert same(again.model, erm.model)
-    assert again.digest() == erm.digest()
-    assert again.history == erm.history
+    assert capsys.readouterr().out == ""
+    assert (again.digest(), again.history) == (erm.digest(), erm.history)
+    path = stages.erm_path(setting, 0)
+    assert [finished(path, 3), finished(path, 4), finished(path.with_name("none.pt"), 3)] == [True, False, False]
 
 
 def test_an_interrupted_stage_continues_to_the_same_weights(run, setting, folder, monkeypatch, capsys):
-    real, epochs = experiments.train_epoch, []
+    real, epochs = stages.train_epoch, []
 
     def interrupted(state, *arguments, **options):
         epochs.append(state.epoch)
@@ -49,97 +68,81 @@ def test_an_interrupted_stage_continues_to_the_same_weights(run, setting, folder
             raise KeyboardInterrupt
         return real(state, *arguments, **options)
 
-    monkeypatch.setattr(experiments, "train_epoch", interrupted)
+    monkeypatch.setattr(stages, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_erm(setting, 0)
-    assert "interrupted after 2 epochs and 0 steps, saved; run again to go on" in capsys.readouterr().out
+    assert "interrupted; the 2 epochs done are saved, run again to go on" in capsys.readouterr().out
     state = run_erm(setting, 0)
-    assert "continues after 2 epochs and 0 steps" in capsys.readouterr().out
+    assert "continues after 2 epochs" in capsys.readouterr().out
     assert epochs == [0, 1, 2, 2]
-    assert same(state.model, run.erm.model)
-    assert state.digest() == run.erm.digest()
-    assert state.history == run.erm.history
+    assert (state.digest(), state.history) == (run.erm.digest(), run.erm.history)
 
 
-def test_ctrl_c_waits_for_the_end_of_a_step(run, setting, folder, train, monkeypatch):
-    """The signal arrives inside a forward pass; the step is finished and saved, and the run ends as if undisturbed."""
-    real, calls = training.pixels, []
+def test_ctrl_c_anywhere_and_any_number_of_times(tmp_path, monkeypatch):
+    """In a forward and a backward pass, in an update, in a heat map, and as a file is written: the same files."""
+    monkeypatch.setattr(stages, "load_data", first_images)
+    monkeypatch.setattr(stages, "CHECKPOINTS", tmp_path / "straight")
+    stages.run(SETTING, seed=0)  # three epochs and two, of ten steps each
+    monkeypatch.setattr(stages, "CHECKPOINTS", tmp_path / "interrupted")
+    places = ((F, "cross_entropy", (0, 5, 22, 70)), (torch.Tensor, "backward", (9, 40)), (os, "fsync", (0, 3, 7)),
+              (torch.optim.SGD, "step", (30, 53)), (saliency, "unit_range", (1, 3)))
+    for owner, name, calls in places:
+        press(monkeypatch, owner, name, *calls)
+    stops = 0
+    while True:
+        try:
+            stages.run(SETTING, seed=0)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops == sum(len(calls) for *_, calls in places)
+    assert results(tmp_path / "interrupted") == results(tmp_path / "straight")
 
-    def press(*arguments):
-        calls.append(None)
-        if len(calls) == 60:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*arguments)
 
-    monkeypatch.setattr(training, "pixels", press)
-    with pytest.raises(KeyboardInterrupt):
-        run_erm(setting, 0)
-    saved = torch.load(folder / setting.name / "erm-seed0.pt", weights_only=True)
-    steps = saved["epoch"] * len(training.epoch_batches(len(train), 32, 0, 0)) + saved["step"]
-    assert steps == saved["model"]["backbone.1.num_batches_tracked"] == 60 - saved["epoch"] - 1  # one probe an epoch
-    assert run_erm(setting, 0).digest() == run.erm.digest()
-
-
-def test_ctrl_c_while_masks_are_sought_leaves_the_model_usable(erm, setting, folder, monkeypatch):
-    digest_before, real, calls = erm.digest(), saliency.unit_range, []
-
-    def press(maps):
-        calls.append(None)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(maps)
-
-    monkeypatch.setattr(saliency, "unit_range", press)
+def test_ctrl_c_while_masks_are_sought_leaves_the_model_usable(erm, run, setting, folder, monkeypatch):
+    before = erm.digest()
+    press(monkeypatch, saliency, "unit_range", 2)
     with pytest.raises(KeyboardInterrupt):
         run_finetune(setting, 0, erm)
-    assert erm.digest() == digest_before
-    tuned = run_finetune(setting, 0, erm)
-    (folder / setting.name / "masktune-seed0.pt").unlink()
-    assert same(tuned.model, run_finetune(setting, 0, erm).model)
+    assert erm.digest() == before
+    assert same(run_finetune(setting, 0, erm).model, run.finetuned.model)
 
 
-def test_iterations_resume_with_their_masks(erm, setting, folder, monkeypatch):
-    """Two iterations with accumulating masks, cut off in the middle of the second epoch, end as if never cut off."""
-    twice = replace(setting.finetune, iterations=2, accumulate=True)
-    straight = run_finetune(setting, 0, erm, twice)
-    (folder / setting.name / "masktune-seed0.pt").unlink()
-    real, sought = masktune.find_masks, []
-    monkeypatch.setattr(masktune, "find_masks", lambda *arguments: sought.append(arguments[3]) or real(*arguments))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_file_under_way(number, tmp_path, monkeypatch):
+    def arrive(*_):
+        raise InterruptedError
 
-    def press(state: training.State) -> None:
-        if state.epoch == setting.erm.epochs + 1 and state.step == 5:
-            raise KeyboardInterrupt
-
-    real_epoch = masktune.train_epoch
-    with monkeypatch.context() as patch:
-        patch.setattr(masktune, "train_epoch", lambda state, *arguments, after_step, **options: real_epoch(
-            state, *arguments, after_step=lambda: press(state), **options))
-        with pytest.raises(KeyboardInterrupt):
-            run_finetune(setting, 0, erm, twice)
-    resumed = run_finetune(setting, 0, erm, twice)
-    assert [hidden is None for hidden in sought] == [True, False]  # the second masks were kept, not sought again
-    assert same(resumed.model, straight.model)
-    assert torch.equal(resumed.masks[:], straight.masks[:])
-    assert resumed.digest() == straight.digest()
-    assert straight.history["hidden"][1] > straight.history["hidden"][0]
+    before, fsync = signal.signal(number, arrive), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: os.kill(os.getpid(), number) or fsync(handle))
+    with pytest.raises(InterruptedError):
+        write_whole(tmp_path / "file", b"whole")
+    assert signal.signal(number, before) is arrive
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
+    monkeypatch.undo()
+    with ThreadPoolExecutor() as pool:  # where Python handles no signals
+        pool.submit(write_whole, tmp_path / "file", b"again").result()
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"again"]
 
 
 def test_a_file_begun_elsewhere_says_so(setting, folder, monkeypatch, capsys):
-    short = replace(setting, erm=replace(setting.erm, epochs=1))
-    monkeypatch.setattr(experiments, "train_epoch", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    monkeypatch.setattr(checkpoint, "device_name", lambda _: "an abacus")
-    with pytest.raises(KeyboardInterrupt):
-        run_erm(short, 0)
-    monkeypatch.undo()
-    monkeypatch.setattr(experiments, "CHECKPOINTS", folder)
+    short = replace(setting, erm=replace(setting.erm, epochs=2))
+    press(monkeypatch, F, "cross_entropy", 50)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "device_name", lambda _: "an abacus")
+        with pytest.raises(KeyboardInterrupt):
+            run_erm(short, 0)
     run_erm(short, 0)
     assert "begun with" in (said := capsys.readouterr().out)
     assert "an abacus" in said
 
 
-def test_masks_and_parents_are_named_by_content(erm, setting, folder):
+def test_every_field_of_the_configuration_is_held_and_what_a_stage_came_from(erm, setting, folder):
+    saved = torch.load(folder / setting.name / "erm-seed0.pt", weights_only=True)
+    assert saved["config"] == {"stage": "erm", "seed": 0, **asdict(setting.erm)}
     tuned = run_finetune(setting, 0, erm)
     saved = torch.load(folder / setting.name / "masktune-seed0.pt", weights_only=True)
+    assert saved["config"] == {"stage": "finetune", "seed": 0, **asdict(setting.finetune), "erm": asdict(setting.erm)}
     assert saved["parents"] == {"erm": erm.digest(), "masks": digest(tuned.masks)}
     assert run_finetune(setting, 0, erm).parents == saved["parents"]
 
@@ -147,23 +150,18 @@ def test_masks_and_parents_are_named_by_content(erm, setting, folder):
 def test_another_configuration_is_refused_by_name(erm, setting, folder):
     path = folder / setting.name / "erm-seed0.pt"
     content = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"lr: 0.01 in the file, 0.02 wanted.*momentum: 0.9 in the file, 0.5"):
+    with pytest.raises(CheckpointError, match=r"lr: expected 0.02, got 0.01.*momentum: expected 0.5, got 0.9"):
         run_erm(replace(setting, erm=replace(setting.erm, lr=0.02, momentum=0.5)), 0)
     run_finetune(setting, 0, erm)
-    with pytest.raises(CheckpointError, match=r"\(threshold_std: 2.0 in the file, 3.0 wanted\)"):
-        run_finetune(setting, 0, erm, replace(setting.finetune, threshold_std=3.0))
+    with pytest.raises(CheckpointError, match=r"\(erm.precision: expected 'bf16', got 'fp32'\)"):
+        run_finetune(replace(setting, erm=replace(setting.erm, precision="bf16")), 0, erm)
+    other = replace(setting.finetune, threshold_std=3.0)
+    with pytest.raises(CheckpointError, match=r"\(threshold_std: expected 3.0, got 2.0\)"):
+        run_finetune(replace(setting, finetune=other), 0, erm)
     assert path.read_bytes() == content
-
-
-def test_every_field_of_the_configuration_is_held(erm, setting, folder):
-    saved = torch.load(folder / setting.name / "erm-seed0.pt", weights_only=True)
-    fields = {name: value for name, value in vars(setting.erm).items() if name not in experiments.LATER}
-    assert saved["config"] == {"stage": "erm", "seed": 0, **fields}
-    run_finetune(setting, 0, erm)
-    saved = torch.load(folder / setting.name / "masktune-seed0.pt", weights_only=True)
-    assert saved["config"] == {"stage": "finetune", "seed": 0, **vars(setting.finetune), "erm": fields}
-    with pytest.raises(CheckpointError, match=r"\(precision: None in the file, 'bf16' wanted\)"):
-        run_erm(replace(setting, erm=replace(setting.erm, precision="bf16")), 0)
+    run_finetune(setting, 0, erm, other)  # beside the setting's own
+    assert {path.name for path in path.parent.glob("*.pt")} == {
+        "erm-seed0.pt", "masktune-seed0.pt", "masktune-threshold_std-3.0-seed0.pt"}
 
 
 def test_a_fine_tune_of_other_weights_is_stale(erm, setting, folder, capsys):
@@ -173,7 +171,7 @@ def test_a_fine_tune_of_other_weights_is_stale(erm, setting, folder, capsys):
     tuned = run_finetune(setting, 0, other)
     assert "masktune-seed0: stale" in capsys.readouterr().out
     assert same(run_finetune(setting, 0, other).model, tuned.model)
-    assert "finished, loaded" in capsys.readouterr().out
+    assert capsys.readouterr().out == ""
 
 
 def test_a_failed_write_keeps_the_old_file_and_no_litter(erm, setting, folder, monkeypatch):
@@ -189,10 +187,9 @@ def test_a_failed_write_keeps_the_old_file_and_no_litter(erm, setting, folder, m
 
 
 def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(run, setting, monkeypatch, small_disk):
-    monkeypatch.setattr(experiments, "CHECKPOINTS", small_disk)
-    monkeypatch.setattr(checkpoint, "SAVE_EVERY", 1)
+    monkeypatch.setattr(stages, "CHECKPOINTS", small_disk)
     stuffing = small_disk / "stuffing"
-    real = experiments.train_epoch
+    real = stages.train_epoch
 
     def fill(state, *arguments, **options):
         if state.epoch == 1:
@@ -202,7 +199,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(run, settin
         return real(state, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiments, "train_epoch", fill)
+        patch.setattr(stages, "train_epoch", fill)
         with pytest.raises(CheckpointError, match=r"erm-seed0.*No space left on device"):
             run_erm(setting, 0)
     path = small_disk / setting.name / "erm-seed0.pt"
@@ -214,10 +211,10 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(run, settin
 
 def test_a_read_only_folder_is_refused_before_training_and_loads_what_is_finished(setting, trained, small_disk,
                                                                                   monkeypatch):
-    monkeypatch.setattr(experiments, "CHECKPOINTS", small_disk)
+    monkeypatch.setattr(stages, "CHECKPOINTS", small_disk)
     shutil.copytree(trained[1] / setting.name, small_disk / setting.name)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    monkeypatch.setattr(experiments, "train_epoch", None)  # any training would fail
+    monkeypatch.setattr(stages, "train_epoch", None)  # any training would fail
     run_erm(setting, 0)
     with pytest.raises(CheckpointError, match=r"erm-seed1.*cannot be written"):
         run_erm(setting, 1)
@@ -236,12 +233,12 @@ def small_disk(tmp_path):
 
 
 def test_a_path_that_cannot_be_one_is_refused_before_training(setting, folder, monkeypatch):
-    monkeypatch.setattr(experiments, "train_epoch", None)
+    monkeypatch.setattr(stages, "train_epoch", None)
     (folder / setting.name / "erm-seed0.pt").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match=r"erm-seed0.pt is a folder"):
+    with pytest.raises(CheckpointError, match=r"erm-seed0.pt to be a checkpoint, got a folder"):
         run_erm(setting, 0)
     (folder / "file").write_text("")
-    monkeypatch.setattr(experiments, "CHECKPOINTS", folder / "file")
+    monkeypatch.setattr(stages, "CHECKPOINTS", folder / "file")
     with pytest.raises(CheckpointError, match="cannot be"):
         run_erm(setting, 0)
 
@@ -260,13 +257,13 @@ def test_leftovers_of_a_killed_write_are_cleared_away(setting, folder):
 @pytest.mark.parametrize("lr", [1e20, 1e38])
 def test_a_loss_that_is_no_number_stops_before_anything_is_overwritten(setting, folder, monkeypatch, lr):
     path = folder / setting.name / "erm-seed0.pt"
-    real = experiments.train_epoch
+    real = stages.train_epoch
 
     def diverge(state, *arguments, **options):
         return real(state, *arguments, **{**options, "lr": lr if state.epoch == 1 else options["lr"]})
 
-    monkeypatch.setattr(experiments, "train_epoch", diverge)
-    with pytest.raises(FloatingPointError, match=r"in epoch 2, step \d+ of 43, LR 1e\+\d\d; lower the LR"):
+    monkeypatch.setattr(stages, "train_epoch", diverge)
+    with pytest.raises(FloatingPointError, match=r"the loss is not finite in epoch 2, step \d+ of 43, LR 1e\+\d\d;"):
         run_erm(setting, 0)
     saved = torch.load(path, weights_only=True)
     assert saved["epoch"] == 1

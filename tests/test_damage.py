@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from src import experiments
 from src.checkpoint import SEAL, CheckpointError
-from src.experiments import run_erm
+from src.experiments import stages
+from src.experiments.stages import run_erm
 
 
 def sealed(body: bytes) -> bytes:
@@ -52,10 +52,9 @@ def mutations(content: bytes, trap) -> Iterator[tuple[str, bytes]]:
     size, body = len(content), content[:content.rindex(SEAL)]
     for cut in [0, 1, 2, 100, size - 1, size - 64, size - 65, len(body), *(draw.randrange(size) for _ in range(52))]:
         yield f"cut after {cut} bytes", content[:cut]
-    places = [0, 3, size - 1, size - 70, len(body) - 1, *(draw.randrange(size) for _ in range(95))]
-    for place in places:
-        yield f"bit flipped at {place}", content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[
-            place + 1:]
+    for place in [0, 3, size - 1, size - 70, len(body) - 1, *(draw.randrange(size) for _ in range(95))]:
+        flipped = bytes([content[place] ^ 1 << draw.randrange(8)])
+        yield f"bit flipped at {place}", content[:place] + flipped + content[place + 1:]
     for _ in range(15):
         place = draw.randrange(size - 4096)
         yield f"block lost at {place}", content[:place] + bytes(4096) + content[place + 4096:]
@@ -76,10 +75,10 @@ def mutations(content: bytes, trap) -> Iterator[tuple[str, bytes]]:
         del changed[key]
         yield f"no {key}, sealed", sealed(saved(changed))
     forged = {
-        "epoch": [-1, 10 ** 9, "3", None, 2.5], "step": [-1, "x"], "model": [{}, None, [1], {"a": torch.zeros(3)}],
+        "epoch": [-1, 10 ** 9, "3", None, 2.5], "best": [3, "x"], "model": [{}, None, [1], {"a": torch.zeros(3)}],
         "optimizer": ["x", {}, {"state": {}, "param_groups": []}], "config": [{}, None, "erm", [("lr", 1)]],
         "masks": [{}, {"shape": [9], "bits": 3}, {"shape": [10 ** 6] * 3, "bits": torch.zeros(1).byte()}],
-        "parents": [None], "losses": [7],
+        "parents": [None], "history": [7],
     }
     for key, values in forged.items():
         for value in values:
@@ -88,35 +87,32 @@ def mutations(content: bytes, trap) -> Iterator[tuple[str, bytes]]:
         changed = load()
         changed["model"][name] = torch.zeros(shape)
         yield f"{name} is {shape}, sealed", sealed(saved(changed))
-    changed = load()
+    changed, other = load(), load()
     changed["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(5)
-    yield "momentum of another shape, sealed", sealed(saved(changed))
-    changed = load()
-    changed["config"]["seed"] = 7
-    yield "another seed, sealed", sealed(saved(changed))
-    yield "a seal alone", sealed(b"")
-    yield "a sealed text", sealed(b"not a checkpoint")
+    other["config"]["seed"] = 7
+    for name, inside in (("momentum of another shape", saved(changed)), ("another seed", saved(other)),
+                        ("nothing", b""), ("a text", b"not a checkpoint")):
+        yield f"{name}, sealed", sealed(inside)
     for value in ([], 3, "text", torch.zeros(3), {}):
         yield f"sealed: {value}", sealed(saved(value))
-    yield "hostile pickle", pickle.dumps(Hostile(trap))
-    yield "hostile pickle, sealed", sealed(pickle.dumps(Hostile(trap)))
-    yield "hostile checkpoint", saved({**load(), "history": Hostile(trap)})
-    yield "hostile checkpoint, sealed", sealed(saved({**load(), "history": Hostile(trap)}))
-    yield "hostile model, sealed", sealed(saved(Hostile(trap)))
+    for hostile in (pickle.dumps(Hostile(trap)), saved(Hostile(trap)), saved({**load(), "history": Hostile(trap)})):
+        yield "hostile", hostile
+        yield "hostile, sealed", sealed(hostile)
     yield "compressed, sealed", sealed(deflated(body, bomb=False))
     yield "zip bomb, sealed", sealed(deflated(body, bomb=True))
     array = io.BytesIO()
     np.savez(array, weight=np.zeros(3))
     yield "a NumPy archive, sealed", sealed(array.getvalue())
     yield "a file of the first format", body
+    yield "a file of the second format", content.replace(b"checkpoint 3,", b"checkpoint 2,")
     yield "a picture", b"\x89PNG\r\n\x1a\n" + bytes(1000)
     yield "a web page", b"<!DOCTYPE html><title>404 Not Found</title>"
     yield "a Git LFS pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 
 def test_every_damaged_file_is_refused_and_left_alone(setting, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
-    monkeypatch.setattr(experiments, "train_epoch", None)  # nothing may be trained over it
+    monkeypatch.setattr(stages, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(stages, "train_epoch", None)  # nothing may be trained over it
     content = (trained[1] / setting.name / "erm-seed0.pt").read_bytes()
     path, trap = tmp_path / setting.name / "erm-seed0.pt", tmp_path / "trap"
     path.parent.mkdir()

@@ -5,10 +5,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from src.experiments import stages
+from src.experiments.recipes import FineTune
+from src.inference import infer, pixels
 from src.masks import Masks
-from src.masktune import find_masks, hottest, masktune_epoch, random_masks
+from src.masktune import find_masks, hottest, random_masks
 from src.state import State
-from src.training import infer, pixels, sgd, train_epoch
+from src.training import sgd, train_epoch
+
+
+@pytest.fixture(scope="module")
+def finetuned(run, setting, tmp_path_factory):
+    """The state after a fine-tune, by its method."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "CHECKPOINTS", tmp_path_factory.mktemp("finetuned"))
+        return {"masktune": run.finetuned, **{method: stages.run_finetune(setting, 0, run.erm, FineTune(method))
+                                              for method in ("randmask", "plain")}}
 
 
 def test_threshold_by_hand():
@@ -23,48 +35,11 @@ def test_threshold_by_hand():
     assert hottest(heatmap, k=1.5).sum() == 2
 
 
-def test_threshold_divides_by_n():
-    # four of 0.1 and one of 1.0: m = 0.28; s = 0.36 with ddof 0 (m + 1.9 s = 0.964), 0.4025 with ddof 1 (1.045)
-    heatmap = torch.tensor([[[0.1, 0.1, 0.0], [0.1, 1.0, 0.1], [0.0, 0.0, 0.0]]])
-    assert hottest(heatmap, k=1.9).sum() == 1
-
-
 def test_empty_and_constant_maps_hide_nothing_without_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not hottest(torch.zeros(2, 4, 4)).any()
         assert not hottest(torch.full((2, 4, 4), 0.5)).any()
-
-
-def test_each_image_has_its_own_threshold():
-    maps = torch.rand(5, 28, 28) ** 8 * torch.tensor([1.0, 0.1, 0.5, 0.0, 1.0]).view(5, 1, 1)
-    assert torch.equal(hottest(maps), torch.cat([hottest(one[None]) for one in maps]))
-
-
-def test_masks_find_the_squares_and_leave_the_model_alone(run, train):
-    model = run.erm.model
-    before = copy.deepcopy(model.state_dict())
-    masks = find_masks(model, train.images, batch_size=100)[:]
-    assert masks[train.squares][:, :4, :4].float().mean() > 0.9
-    assert masks.float().mean() < 0.1
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
-def test_masks_belong_to_the_images_that_erm_saw(run, train, monkeypatch, setting, tmp_path):
-    """The fine-tune must train on the very images of ERM, squares included, each hidden by its own mask."""
-    from src import experiments
-
-    seen = []
-    monkeypatch.setattr(experiments, "masktune_epoch", lambda state, images, labels, **options: (
-        seen.append((images, labels)) or masktune_epoch(state, images, labels, **options)))
-    monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
-    state = experiments.run_finetune(setting, 0, run.erm)
-    images, labels = seen[0]
-    assert torch.equal(images.cpu(), train.images)
-    assert torch.equal(labels.cpu(), train.labels)
-    assert torch.equal(state.masks[:].cpu(), find_masks(run.erm.model, train.images)[:].cpu())
-    assert state.history["squares_covered"][0] == pytest.approx(
-        state.masks[:].cpu()[train.squares, :4, :4].float().mean().item())
 
 
 def test_accumulated_masks_keep_what_was_hidden(run, train):
@@ -95,10 +70,10 @@ def test_random_masks_are_clipped_squares_from_seed_and_epoch():
     assert not torch.equal(masks, random_masks(4000, 28, seed=2, epoch=7)[:])
 
 
-def test_the_fine_tune_is_one_epoch_in_train_mode(run, train, setting):
+def test_a_fine_tune_is_one_epoch_in_train_mode(run, train, setting, finetuned):
     """BatchNorm's counters move by the batches of one epoch, also when the model arrives in eval mode."""
     batches = -(-len(train) // setting.erm.batch_size)
-    for state in (run.masktune, run.randmask):
+    for state in finetuned.values():
         for before, after in zip(run.erm.model.modules(), state.model.modules(), strict=True):
             if hasattr(before, "num_batches_tracked"):
                 assert after.num_batches_tracked - before.num_batches_tracked == batches
@@ -110,28 +85,34 @@ def test_the_fine_tune_is_one_epoch_in_train_mode(run, train, setting):
     assert model.backbone[1].num_batches_tracked == run.erm.model.backbone[1].num_batches_tracked + 2
 
 
-def test_the_fine_tune_starts_from_erm_and_does_not_change_it(run, train, setting):
-    """Recomputed by hand from ERM's weights and momentum: the same weights come out, and ERM's are as before."""
+def test_masktune_trains_on_erms_images_under_their_masks(run, train, setting):
+    """Recomputed by hand from ERM's weights, momentum and images, squares included; ERM's state is as before."""
     digest = run.erm.digest()
+    masks = find_masks(run.erm.model, train.images)
+    assert masks[train.squares][:, :4, :4].float().mean() > 0.9  # they find the squares
+    assert masks.share() < 0.1
+    assert run.finetuned.history["hidden"] == [masks.share()]
+    assert torch.equal(run.finetuned.masks[:], masks[:])
     model = copy.deepcopy(run.erm.model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
     optimizer.load_state_dict(copy.deepcopy(run.erm.optimizer.state_dict()))
-    masktune_epoch(State(model, optimizer, epoch=setting.erm.epochs), train.images, train.labels, lr=0.01,
-                   batch_size=setting.erm.batch_size, seed=0)
+    train_epoch(State(model, optimizer, epoch=setting.erm.epochs), train.images, train.labels, masks=masks[:], lr=0.01,
+                batch_size=setting.erm.batch_size, seed=0)
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, run.masktune.model.state_dict()[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, run.finetuned.model.state_dict()[name], rtol=1e-4, atol=1e-5)
     assert run.erm.digest() == digest
 
 
-def test_masktune_repairs_what_erm_gets_wrong(run, setting):
-    from src.experiments import load_tests, predict
-
-    test = load_tests(setting)["malicious"]
-    erm, randmask, tuned = ((predict([state], {"malicious": test})["malicious"][0] == test.labels).float().mean()
-                            for state in (run.erm, run.randmask, run.masktune))
-    assert erm < 0.5
-    assert tuned > erm + 0.2
-    assert tuned > randmask
+def test_masktune_repairs_what_erm_gets_wrong(run, setting, finetuned):
+    """Masks in random places do less, and so does the epoch without masks."""
+    test = stages.load_tests(setting)["malicious"]
+    states = {"erm": run.erm, **finetuned}
+    guesses = stages.predict(list(states.values()), {"malicious": test})["malicious"]
+    right = dict(zip(states, (guesses == test.labels).double().mean(1).tolist(), strict=True))
+    assert right["erm"] < 0.5
+    assert right["masktune"] > right["erm"] + 0.2
+    assert right["masktune"] > max(right["randmask"], right["plain"])
+    assert finetuned["plain"].masks is None
 
 
 def test_loss_is_that_of_the_masked_images(run, train):

@@ -1,17 +1,21 @@
 import copy
 import math
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from src import experiments
-from src.experiments import new_model
-from src.metrics import score, summarize
-from src.recipes import DIGITS, FINETUNE_LRS, SquareErm
+from src.device import cpu_threads
+from src.experiments import stages
+from src.experiments.recipes import DIGITS, FineTune, SquareErm
+from src.experiments.stages import new_model
+from src.inference import infer, pixels
+from src.metrics import score, spread, summarize
 from src.seeding import epoch_order, generator
 from src.state import State
-from src.training import infer, pixels, sgd, train_epoch
+from src.training import epoch_batches, sgd, train_epoch
 from tests.conftest import same
 
 
@@ -23,53 +27,77 @@ def test_schedule_is_the_papers():
 def test_the_lr_in_force_is_the_schedules(run, setting):
     assert run.erm.history["lr"] == [setting.erm.lr_at(epoch) for epoch in range(3)] == [0.01, 0.01, 0.005]
     assert [group["lr"] for group in run.erm.optimizer.param_groups] == [0.005]
-    assert [group["lr"] for group in run.masktune.optimizer.param_groups] == [0.01]
+    assert [group["lr"] for group in run.finetuned.optimizer.param_groups] == [0.01]
 
 
-def test_the_lr_scales_the_step(train):
-    """Without momentum and weight decay, one step moves the weights by LR times gradient: the LR is really applied."""
-    moved = {}
-    for lr in (0.0, 0.01, 0.02):
-        model = new_model(0)
-        start = [parameter.detach().clone() for parameter in model.parameters()]
-        images, labels = train.images[:32], train.labels[:32]
-        train_epoch(State(model, sgd(model, 0, 0)), images, labels, lr=lr, batch_size=32, seed=0)
-        moved[lr] = torch.cat([(new - old).flatten() for new, old in zip(model.parameters(), start, strict=True)])
-    assert moved[0.0].abs().max() == 0
-    assert moved[0.01].abs().max() > 0
-    torch.testing.assert_close(moved[0.02], 2 * moved[0.01], rtol=1e-2, atol=1e-6)
+def plain_loop(model, data, epochs=1, decay=False, order=0) -> list[dict[str, torch.Tensor]]:
+    """Train on 100 images by PyTorch's own SGD, on batches cut by hand; the weights after each step."""
+    optimizer, seen = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4), []
+    for epoch in range(epochs):
+        model.train()
+        for step, index in enumerate(epoch_order(100, 1, epoch, order).split(32)):
+            optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / 4) if decay else 0.01
+            optimizer.zero_grad()
+            F.cross_entropy(model(pixels(data.images[index])), data.labels[index]).backward()
+            optimizer.step()
+            seen.append(copy.deepcopy(model.state_dict()))
+    return seen
 
 
-def test_an_epoch_equals_a_plain_loop(train):
-    """Two epochs against PyTorch's own SGD on batches cut by hand."""
+def close(one: dict, two: dict) -> bool:
+    return all(torch.allclose(one[name].float(), two[name].float(), rtol=1e-4, atol=1e-5) for name in one)
+
+
+@pytest.mark.parametrize("options", [{}, {"decay": True}, {"order": 3}], ids=str)
+def test_two_epochs_equal_a_plain_loop(train, options):
     ours, theirs = new_model(1), new_model(1)
     state = State(ours, sgd(ours, 0.9, 1e-4))
-    plain = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-    for epoch in range(2):
-        train_epoch(state, train.images[:100], train.labels[:100], lr=0.01, batch_size=32, seed=1)
+    for _ in range(2):
+        train_epoch(state, train.images[:100], train.labels[:100], lr=0.01, batch_size=32, seed=1, **options)
         state.finish_epoch()
-        theirs.train()
-        for index in epoch_order(100, 1, epoch).split(32):
-            plain.zero_grad()
-            F.cross_entropy(theirs(pixels(train.images[index])), train.labels[index]).backward()
-            plain.step()
-    for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    assert close(ours.state_dict(), plain_loop(theirs, train, epochs=2, **options)[-1])
+    assert state.optimizer.param_groups[0]["lr"] == pytest.approx(0.0025 if options.get("decay") else 0.01)
+    if options:
+        assert not close(ours.state_dict(), plain_loop(new_model(1), train, epochs=2)[-1])
+
+
+@pytest.mark.parametrize("ending", ["constant", "decay", "average"])
+def test_a_fine_tune_ends_as_its_recipe_says(ending, train, setting, tmp_path, monkeypatch):
+    """The average is that of the weights and statistics after steps 3 and 4 of 4; it is what is saved."""
+    few = SimpleNamespace(images=train.images[:100], labels=train.labels[:100])
+    monkeypatch.setattr(stages, "load_data", lambda *_: few)
+    monkeypatch.setattr(stages, "CHECKPOINTS", tmp_path)
+    start = new_model(1)
+    finetune = FineTune("plain", ending=ending)
+    run = partial(stages.run_finetune, setting, 1, State(start, sgd(start, 0.9, 1e-4)), finetune)
+    first, loaded = run().model, run().model
+    assert same(first, loaded)
+    tuned = first.state_dict()
+    seen = plain_loop(start, train, decay=ending == "decay")
+    mean = {name: (seen[2][name] + seen[3][name]) / 2 for name in tuned if tuned[name].is_floating_point()}
+    assert close(mean if ending == "average" else seen[3], tuned)
+    assert close(mean, tuned) == (ending == "average")
 
 
 def test_the_same_seed_twice_is_equal(run, setting, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(stages, "CHECKPOINTS", tmp_path)
     torch.manual_seed(99)  # the global generator has no say
-    again = experiments.run(setting, seed=0)
-    for stage in ("erm", "randmask", "masktune"):
-        assert same(getattr(again, stage).model, getattr(run, stage).model)
+    with cpu_threads(3):  # nor have the threads
+        again = stages.run(setting, seed=0)
+        assert torch.get_num_threads() == 3
+    assert same(again.erm.model, run.erm.model)
+    assert same(again.finetuned.model, run.finetuned.model)
     assert again.erm.history == run.erm.history
     assert not same(new_model(1), new_model(0))
 
 
 def test_random_streams_depend_on_their_purpose_alone():
     assert torch.equal(epoch_order(100, 0, 3), epoch_order(100, 0, 3))
-    assert epoch_order(100, 0, 3).sort().values.tolist() == list(range(100))
+    assert torch.equal(epoch_order(100, 0, 3, 0), torch.randperm(100, generator=generator(0, "order", 3)))
+    orders = [epoch_order(100, 0, 3, order) for order in range(5)]
+    assert all(order.sort().values.tolist() == list(range(100)) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == 5
+    assert torch.equal(torch.cat(epoch_batches(100, 32, 0, 3, order=2)), orders[2])
     assert not torch.equal(epoch_order(100, 0, 3), epoch_order(100, 0, 4))
     assert not torch.equal(epoch_order(100, 0, 3), epoch_order(100, 1, 3))
     # pinned: another value here would give every shipped checkpoint another history
@@ -98,32 +126,24 @@ def test_summary_is_mean_and_sample_std():
     assert math.isnan(summarize([0.5]).std)
 
 
+def test_spread_over_seeds_and_orders():
+    over_seeds, over_orders = spread([[1.0, 3.0], [4.0, 8.0]])
+    assert over_seeds == pytest.approx(math.sqrt(8))  # of the means 2 and 6
+    assert over_orders == pytest.approx(math.sqrt(5))  # of the variances 2 and 8
+    assert math.isnan(spread([[1.0, 3.0]])[0])
+    assert spread([[1.0], [4.0]]) == (pytest.approx(math.sqrt(4.5)), 0.0)
+
+
 def test_dataset_choice(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("MASKTUNE_DATASET", "digits")
-    assert experiments.choose_settings() == DIGITS
-    monkeypatch.setenv("MASKTUNE_DATASET", "cifar")
-    with pytest.raises(ValueError, match="'mnist' or 'digits'"):
-        experiments.choose_settings()
-
-    def offline(*arguments, **options):
-        raise experiments.DataUnavailable("put the files there")
-
-    monkeypatch.setattr(experiments, "ensure_mnist", offline)
-    assert experiments.choose_settings(tmp_path, "mnist") == DIGITS
+    assert stages.choose_settings() == DIGITS
+    with pytest.raises(ValueError, match="expected dataset to be 'mnist' or 'digits', got 'cifar'"):
+        stages.choose_settings(dataset="cifar")
+    (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").mkdir(parents=True)  # no place for a file
+    assert stages.choose_settings(tmp_path, "mnist") == DIGITS
     said = capsys.readouterr().out
     assert said.count("\n") == 1
-    assert "put the files there" in said
-
-
-def test_finetune_lr_study_reuses_the_default(run, setting, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
-    tests = experiments.load_tests(setting)
-    table = experiments.finetune_lr_study([run], tests)
-    assert table[setting.title]["malicious"].shape == (1, len(FINETUNE_LRS))
-    tuned = experiments.predict([run.masktune], tests)["malicious"][0]
-    assert table[setting.title]["malicious"][0, 0] == (tuned == tests["malicious"].labels).double().mean()
-    assert sorted(path.name for path in tmp_path.rglob("*.pt")) == [
-        "masktune-lr0.00125-seed0.pt", "masktune-lr0.0025-seed0.pt", "masktune-lr0.005-seed0.pt"]
+    assert "MNIST is unavailable, so everything below runs on scikit-learn's digits instead: " in said
 
 
 def test_bf16_trains_to_nearly_the_same_weights(train):
@@ -136,5 +156,5 @@ def test_bf16_trains_to_nearly_the_same_weights(train):
         moved[precision] = torch.cat([(value - start[name]).flatten() for name, value in model.named_parameters()])
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert 0 < (moved["bf16"] - moved["fp32"]).norm() < 0.2 * moved["fp32"].norm()
-    with pytest.raises(ValueError, match="precision='fp16' is unknown"):
+    with pytest.raises(ValueError, match=r"expected precision to be one of \('fp32', 'bf16'\), got 'fp16'"):
         train_epoch(state, train.images, train.labels, lr=0.01, batch_size=32, seed=0, precision="fp16")
