@@ -69,11 +69,11 @@ def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State
             while state.epoch < epochs:
                 try:
                     state.finish_epoch(**advance(state))
-                except KeyboardInterrupt:
+                    if leads:
+                        _write(path, _pack(state, config, whole=not state.parents or state.epoch < epochs))
+                except KeyboardInterrupt:  # held back while the file is written
                     print(f"{name}: interrupted; the {state.epoch - first} epochs done are saved, run again to go on")
                     raise
-                if leads:
-                    _write(path, _pack(state, config, whole=not state.parents or state.epoch < epochs))
                 progress.update()
                 if leads and not parallel.bars() and (state.epoch - first) % max(1, (epochs - first) // 10) == 0:
                     print(f"{name}: {state.epoch - first} of {epochs - first} epochs, "
@@ -98,6 +98,7 @@ def _resume(state: State, path: Path, config: dict, epochs: int) -> str | None:
     if differences := _differences(saved["config"], config):
         raise CheckpointError(f"{path} belongs to another experiment ({'; '.join(differences)}); use another folder "
                               f"for checkpoints, or {ADVICE}")
+    first = state.epoch
     try:
         if any(saved["parents"][parent] != theirs for parent, theirs in state.parents.items()):
             return "stale, since the weights that it started from have changed; starts anew"
@@ -109,7 +110,7 @@ def _resume(state: State, path: Path, config: dict, epochs: int) -> str | None:
     here = _made_with(state)
     other = "" if saved["made_with"] == here else (f"; it was begun with {_named(saved['made_with'])}, here is "
                                                    f"{_named(here)}: not bit for bit what either gives alone")
-    return f"continues after {state.epoch} epochs{other}"
+    return f"continues after {state.epoch - first} epochs{other}"
 
 
 def _restore(state: State, saved: dict, epochs: int) -> None:

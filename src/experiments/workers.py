@@ -34,6 +34,7 @@ def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | No
                 result = work(task)
             yield result
         return
+    others = set(multiprocessing.active_children())
     print(f"{desc}: {len(tasks)} tasks in {processes} processes, CPU threads each: {threads}", flush=True)
     with _no_bars(), ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (threads,)) as pool:
         try:
@@ -42,8 +43,11 @@ def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | No
                 yield future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
+            ours = set(multiprocessing.active_children()) - others
+            for process in ours:
                 process.terminate()
+            for process in ours:
+                process.join()
             raise
 
 
