@@ -134,16 +134,12 @@ def _restore(state: State, saved: dict, epochs: int) -> None:
 def _pack(state: State, config: dict, whole: bool) -> bytes:
     """The file of a state; `whole` keeps what only a stage that goes on needs."""
     masks = {"shape": state.masks.shape, "bits": state.masks.bits} if whole and state.masks is not None else None
-    return _seal({
+    buffer = io.BytesIO()
+    torch.save({
         "config": config, "parents": state.parents | ({"masks": digest(state.masks)} if state.masks else {}),
         "epoch": state.epoch, "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict() if whole else None, "masks": masks, "best": state.best,
-        "history": state.history, "made_with": _made_with(state)})
-
-
-def _seal(content: dict) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
+        "history": state.history, "made_with": _made_with(state)}, buffer)
     body = buffer.getvalue()
     return body + SEAL + hashlib.sha256(body).hexdigest().encode()
 

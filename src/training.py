@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 
 from . import parallel
 from .augmentation import Affine, Augmentation
@@ -17,6 +17,12 @@ from .state import State
 def sgd(model: nn.Module, momentum: float, weight_decay: float) -> torch.optim.SGD:
     """SGD whose LR is written by `train_epoch`; 0 until then, so that none is applied by accident."""
     return torch.optim.SGD(model.parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True)
+
+
+def weight_average(model: nn.Module) -> AveragedModel:
+    """An average of a model's weights and BatchNorm statistics, to be handed to an epoch as `average`."""
+    # avg_fn: torch's default on CUDA cannot average BatchNorm's counter
+    return AveragedModel(model, avg_fn=get_swa_avg_fn(), use_buffers=True)
 
 
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, order: int = 0,

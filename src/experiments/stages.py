@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from .. import datasets, parallel
 from ..checkpoint import finished, load_or_run
@@ -21,7 +21,7 @@ from ..masktune import masktune_epoch, randmask_epoch
 from ..models import ResNet32, ResNet50, SmallCNN
 from ..seeding import generator
 from ..state import State
-from ..training import sgd, train_epoch
+from ..training import sgd, train_epoch, weight_average
 from .recipes import DIGITS, MNIST, Erm, FineTune, Setting
 from .workers import side_by_side
 
@@ -97,12 +97,12 @@ def run_erm(setting: Setting, seed: int) -> State:
         return State(model, new_optimizer(model, erm))
 
     def advance(state: State) -> dict[str, float]:
-        images, labels, _ = data()
+        images, labels = data()
         lr = erm.lr_at(state.epoch)
         loss, met = train_epoch(state, images, labels, lr=lr, **epoch_options(erm, seed))
         seen = dict(loss=loss, accuracy=met, lr=lr)
         if erm.select == "best":
-            images, labels, _ = validation()
+            images, labels = validation()
             seen["validation"] = accuracy(state.model, images, labels)
             state.keep_if_best(seen["validation"])
         return seen
@@ -120,10 +120,8 @@ def run_finetune(setting: Setting, seed: int, erm_state: State, finetune: FineTu
     data = on_device(setting, seed)
 
     def advance(state: State) -> dict[str, float]:
-        images, labels, _ = data()
-        average = None
-        if finetune.ending == "average":  # avg_fn: torch's default on CUDA cannot average BatchNorm's counter
-            average = AveragedModel(state.model, avg_fn=get_swa_avg_fn(), use_buffers=True)
+        images, labels = data()
+        average = weight_average(state.model) if finetune.ending == "average" else None
         loss, met = finetune_epoch(state, images, labels, erm, finetune, seed, average=average)
         if average is not None:
             state.model.load_state_dict(average.module.state_dict())
@@ -153,13 +151,11 @@ def finetune_epoch(state: State, images: Tensor, labels: Tensor, erm: Erm, finet
                    **epoch_options(erm, seed))
     if masks is not None or finetune.method == "plain":
         state.masks = masks
-        seen = train_epoch(state, images, labels, masks=masks, **options)
-    elif finetune.method == "masktune":
-        seen = masktune_epoch(state, images, labels, k=finetune.threshold_std, accumulate=finetune.accumulate,
+        return train_epoch(state, images, labels, masks=masks, **options)
+    if finetune.method == "masktune":
+        return masktune_epoch(state, images, labels, k=finetune.threshold_std, accumulate=finetune.accumulate,
                               **options)
-    else:
-        seen = randmask_epoch(state, images, labels, **options)
-    return seen
+    return randmask_epoch(state, images, labels, **options)
 
 
 def epoch_options(erm: Erm, seed: int) -> dict:
@@ -167,18 +163,17 @@ def epoch_options(erm: Erm, seed: int) -> dict:
     return dict(batch_size=erm.batch_size, seed=seed, precision=erm.precision, augmentation=erm.augmentation)
 
 
-def on_device(setting: Setting, seed: int, part: str = "train") -> Callable[[], tuple[Tensor, Tensor, Tensor | None]]:
-    """A function that returns images, labels and squares (None of photographs); built at its first call.
+def on_device(setting: Setting, seed: int, part: str = "train") -> Callable[[], tuple[Tensor, Tensor]]:
+    """A function that returns images and labels; built at its first call.
 
     They are on the device where they fit, else stay where they are: photographs in their memory map.
     """
 
     @cache
-    def data() -> tuple[Tensor, Tensor, Tensor | None]:
+    def data() -> tuple[Tensor, Tensor]:
         found = load_data(setting.erm, seed, part)
         device = room_for(found.images)
-        squares = getattr(found, "squares", None)
-        return found.images.to(device), found.labels.to(device), None if squares is None else squares.to(device)
+        return found.images.to(device), found.labels.to(device)
 
     return data
 
@@ -199,7 +194,7 @@ def run(setting: Setting, seed: int, threads: int | None = None) -> Run:
     threads: on a CPU; the setting's own if not given, which is one for the SmallCNN, else all cores.
     """
     threads = threads or setting.threads or max(1, cores() // parallel.world())
-    if setting.threads is None and parallel.leads() and not _finished(setting, seed):
+    if setting.threads is None and parallel.leads() and not finetune_path(setting, seed, setting.finetune).exists():
         print(f"{setting.name}, seed {seed}: {best_device().type}, {threads} CPU threads", flush=True)
     with cpu_threads(threads):
         erm = run_erm(setting, seed)
@@ -213,12 +208,16 @@ def run_all(settings: tuple[Setting, ...], seeds: tuple[int, ...] | None = None,
     """
     pairs = [(setting, seed) for setting in settings for seed in seeds or setting.seeds]
     missing = [pair for pair in pairs if not _finished(*pair)]
-    for threads, at_once in ((1, None), (None, processes)):
-        tasks = [pair for pair in missing if pair[0].threads == threads]
-        if parallel.world() == 1 and at_once != 1:
-            each = threads or max(1, cores() // processes)
-            for _ in side_by_side(partial(_run, CHECKPOINTS, DATA, each), tasks, "training", at_once, each):
-                pass
+
+    def beside(large: bool, at_once: int | None, threads: int) -> None:
+        tasks = [pair for pair in missing if (pair[0].threads is None) == large]
+        for _ in side_by_side(partial(_run, CHECKPOINTS, DATA, threads), tasks, "training", at_once, threads):
+            pass
+
+    if parallel.world() == 1:
+        beside(large=False, at_once=None, threads=1)
+        if processes > 1:
+            beside(large=True, at_once=processes, threads=max(1, cores() // processes))
     runs = [run(setting, seed) for setting, seed in pairs]
     if parallel.leads():
         print(f"{2 * len(runs)} stages: those of {len(pairs) - len(missing)} runs loaded, of {len(missing)} trained")

@@ -16,7 +16,6 @@ from weakref import WeakKeyDictionary
 import numpy
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 
 from ..datasets import GROUPS, SQUARE
 from ..device import best_device
@@ -28,6 +27,7 @@ from ..rows import Row, measured, row
 from ..saliency import resized, unit_range, xgradcam
 from ..seeding import generator
 from ..state import State
+from ..training import weight_average
 from . import stages
 from .recipes import ENDINGS, FINETUNE_LRS, FineTune, Setting
 from .workers import side_by_side
@@ -177,7 +177,7 @@ class Subject:
         seen = {}
         for iteration in range(1, max(asked)[0] + 1):
             masks = self.masks(condition) if iteration == 1 else None
-            average = AveragedModel(state.model, avg_fn=get_swa_avg_fn(), use_buffers=True)
+            average = weight_average(state.model)
             diverged = {}
             try:
                 stages.finetune_epoch(state, self.images, self.labels, self.setting.erm, finetune, self.seed, masks,
