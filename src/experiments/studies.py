@@ -91,8 +91,6 @@ def _is_asked(question: str, setting: Setting, seed: int, change: Row) -> bool:
         return False  # it is about the scatter of this training set
     if change.get("method") == "dfr" and setting.erm.class_mix_ratio == 0:
         return False  # two of the groups are empty
-    if change.get("ending") == "decay" and setting.erm.class_mix_ratio == 0:
-        return False  # 25 epochs that are still to be measured
     return change.get("order", 0) in setting.orders and (question in ("results", "ending") or seed in SEEDS)
 
 
