@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pickle
 import platform
 import time
 import zipfile
@@ -42,9 +43,10 @@ def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State
         config: everything that the result depends on, as plain numbers and strings.
         epochs: of the finished state, those that it started from included.
         fresh: builds the state from which the stage starts. A file with other parents is stale: run again.
-        advance: trains one epoch, a pure function of the state; returns what the history shall hold.
+        advance: trains one epoch, a pure function of the state; returns what the history shall hold, as numbers.
 
     Raises:
+        TypeError, ValueError: the configuration or the model is not what a file can give back; nothing is trained.
         CheckpointError: the file belongs to another configuration, is damaged, or cannot be written. What is on disk
             is left as it is.
         FloatingPointError: the loss or the weights are no longer finite; the file on disk is from before.
@@ -58,19 +60,21 @@ def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State
     with _locked(path, name) if leads else nullcontext():
         parallel.wait()  # for the one with the lock
         state = fresh()
-        first = state.epoch
+        first, begins = state.epoch, not state.parents
         found = _resume(state, path, config, epochs)  # anew: another process may have gone on until now
         if leads and found:
             print(f"{name}: {found}", flush=True)
+        if state.epoch < epochs:
+            _check_that_it_can_be_read_back(state, config)
         parallel.wait()  # until all have read the file, before it is written
         start, done = time.monotonic(), state.epoch
         with tqdm(desc=name, initial=done - first, total=epochs - first, unit="epoch",
                   disable=done == epochs or not parallel.bars()) as progress:
             while state.epoch < epochs:
                 try:
-                    state.finish_epoch(**advance(state))
+                    state.finish_epoch(**{name: float(value) for name, value in advance(state).items()})
                     if leads:
-                        _write(path, _pack(state, config, whole=not state.parents or state.epoch < epochs))
+                        _write(path, _pack(state, config, whole=begins or state.epoch < epochs))
                 except KeyboardInterrupt:  # held back while the file is written
                     print(f"{name}: interrupted; the {state.epoch - first} epochs done are saved, run again to go on")
                     raise
@@ -144,6 +148,17 @@ def _pack(state: State, config: dict, whole: bool) -> bytes:
     return body + SEAL + hashlib.sha256(body).hexdigest().encode()
 
 
+def _check_that_it_can_be_read_back(state: State, config: dict) -> None:
+    """Raise ValueError, before anything is trained, if a file of this state could not be read, or not as it was."""
+    try:
+        saved = _content(_pack(state, config, whole=True), "a trial file")
+    except (CheckpointError, TypeError, AttributeError, RuntimeError, pickle.PicklingError) as error:
+        raise ValueError("expected configuration and model of plain numbers, strings and tensors, which a checkpoint "
+                         f"can give back, got something else: {_first_line(error.__cause__ or error)}") from error
+    if differences := _differences(saved["config"], config):
+        raise ValueError(f"expected a configuration that is equal to its copy, got {'; '.join(differences)}")
+
+
 def _unpack(path: Path) -> dict:
     """Load a file on the CPU, its seal and its fields checked; FileNotFoundError if there is none."""
     if path.is_dir():
@@ -154,6 +169,11 @@ def _unpack(path: Path) -> dict:
         raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); make it readable, or {ADVICE}") from error
+    return _content(content, path)
+
+
+def _content(content: bytes, path: Path | str) -> dict:
+    """What a file holds; `path` names it in errors."""
     body, seal, sha = content.rpartition(SEAL)
     if not seal:
         raise CheckpointError(f"{path} ({len(content):,} bytes) is cut short, or no checkpoint of this version of the "

@@ -1,5 +1,7 @@
 """What the method accepts: each check names what was expected and what came. Public doors check; the core does not."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,15 +40,21 @@ def check_masks(masks: Masks | Tensor | None, images: Tensor) -> None:
         raise ValueError(f"expected masks {expected}, one for each image, True = hidden, got {_kind(masks)}")
 
 
-def check_labels(labels: Tensor, images: Tensor, classes: int) -> None:
+def check_labels(labels: Tensor, images: Tensor, classes: int, whose: str = "the model has") -> None:
     """Labels are (N,) int64, one for each image, in 0..classes - 1."""
     expected = f"torch.int64 {(len(images),)}"
     if _kind(labels) != expected:
         raise ValueError(f"expected labels {expected}, one for each image, got {_kind(labels)}")
     low, high = torch.stack(labels.aminmax()).tolist()  # the host waits once
     if low < 0 or high >= classes:
-        raise ValueError(f"expected labels in 0..{classes - 1}, since the model has {classes} classes, got "
+        raise ValueError(f"expected labels in 0..{classes - 1}, since {whose} {classes} classes, got "
                          f"{low}..{high}")
+
+
+def check_number(name: str, value: float, good: bool, valid: str) -> None:
+    """A setting is a finite number, and good."""
+    if not (good and math.isfinite(value)):
+        raise ValueError(f"expected {name} to be {valid}, got {value!r}")
 
 
 def check_fields(config: object, *rules: tuple[str, bool, str]) -> None:

@@ -20,10 +20,10 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def room_for(images: Tensor) -> torch.device:
+def room_for(images: Tensor, device: torch.device | None = None) -> torch.device:
     """Where images are kept: on the GPU if they take less than half of what is free there, else where they are."""
-    device = best_device()
-    if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info()[0] / 2:
+    device = device or best_device()
+    if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return images.device
     return device
 

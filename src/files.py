@@ -1,14 +1,27 @@
-"""Files that are whole or not there, and one process at a time."""
+"""Files that are whole or not there, and one process at a time.
 
+A file system may lack some of what this takes: what cannot be had is done without, and a warning says so once.
+"""
+
+import errno
 import os
 import signal
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+LACKING = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EPERM, errno.ENOTTY}
+
+
+@cache
+def _say_once(what: str) -> None:
+    warnings.warn(f"this file system {what}", stacklevel=4)
 
 
 @contextmanager
@@ -42,8 +55,11 @@ def write_whole(path: Path, content: bytes) -> None:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp's own mode would keep others from reading it
+                flush_to_disk(file.fileno())
+            try:
+                os.chmod(temporary, 0o644)  # mkstemp's own mode would keep others from reading it
+            except OSError:
+                _say_once("takes no file modes; files keep those that it gives them")
             put_in_place(Path(temporary), path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -51,11 +67,29 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def put_in_place(written: Path, path: Path) -> None:
-    """Give a file that is on disk its final name, in the same folder, and see that this is on disk, too."""
+    """Give a file that is on disk its final name, in the same folder, and see that this is on disk, too.
+
+    An error means that the file at `path` is what it was before.
+    """
     os.replace(written, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError:  # too late to undo, and the file is whole
+        _say_once("does not confirm that a new name is on disk; after a power cut an older file may be back")
+
+
+def flush_to_disk(file: int) -> None:
+    """fsync of an open file, where the file system has it."""
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in LACKING:  # a full or a failing disk
+            raise
+        _say_once("does not confirm that files are on disk; after a power cut the last may be damaged")
 
 
 @contextmanager
@@ -64,13 +98,19 @@ def locked(path: Path, name: str | None = None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))  # an empty file that stays; a killed process holds no lock
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        print(f"{name or path}: another process is at work on it; waiting")
-        lock.acquire()
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"{name or path}: another process is at work on it; waiting")
+            lock.acquire()
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in LACKING:
+            raise
+        _say_once("takes no locks; see that no two processes work at one file")
     try:
         for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-            leftover.unlink()
+            with suppress(OSError):
+                leftover.unlink()
         yield
     finally:
         lock.release()

@@ -9,10 +9,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracies in [0, 1]: over all samples, of each group that occurs, and of the worst of these."""
+    """Accuracies in [0, 1]: over all samples, of each group that occurs, of the worst of these, and of each class."""
 
     average: float
     groups: dict[int, float]
+    classes: dict[int, float]
 
     @property
     def worst(self) -> float:
@@ -22,7 +23,9 @@ class Score:
 def score(predictions: Tensor, labels: Tensor, groups: Tensor) -> Score:
     """Score predictions, all (N,) int64. Groups without a sample are left out, not counted as 0."""
     correct = (predictions == labels).double()
-    return Score(correct.mean().item(), {int(g): correct[groups == g].mean().item() for g in groups.unique()})
+    by_group, by_class = ({int(part): correct[parts == part].mean().item() for part in parts.unique()}
+                          for parts in (groups, labels))
+    return Score(correct.mean().item(), by_group, by_class)
 
 
 def adjusted_average(accuracies: dict[int, float], train_groups: Tensor) -> float:

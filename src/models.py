@@ -1,6 +1,7 @@
 """The classifiers. Each takes images (B, 3, H, W) as float in [0, 1] and names its saliency layer."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
+
+from .classifier import Classifier
 
 
 def _conv_block(channels_in: int, channels_out: int) -> list[nn.Module]:
@@ -78,38 +81,6 @@ class _Shortcut(nn.Module):
         return F.pad(features[:, :, ::2, ::2], (0, 0, 0, 0, 0, features.shape[1]))
 
 
-class Classifier(nn.Module):
-    """Any classifier as the method takes it: images (B, 3, H, W) in [0, 1] in, its saliency layer named.
-
-    Args:
-        model: takes (B, 3, H, W), gives (B, classes) logits. It is wrapped, not copied.
-        layer: the name of the module whose (B, K, h, w) output is explained, as in `model.named_modules()`; usually the
-            last convolutional block, such as "layer4" of a torchvision ResNet or "features" of a MobileNet.
-        mean, std: of each channel, for a model that expects normalised images; nothing is normalised here if not given.
-
-    Raises:
-        ValueError: the model has no such layer; the message lists those that it has.
-    """
-
-    def __init__(self, model: nn.Module, layer: str, mean: Sequence[float] = (0, 0, 0),
-                 std: Sequence[float] = (1, 1, 1)) -> None:
-        super().__init__()
-        names = [name for name, _ in model.named_modules() if name]
-        if layer not in names:
-            raise ValueError(f"expected layer to name a module of {type(model).__name__}, got {layer!r}; it has "
-                             f"{', '.join(names)}")
-        self.model, self.layer = model, layer
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
-
-    @property
-    def saliency_layer(self) -> nn.Module:
-        return self.model.get_submodule(self.layer)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model((images - self.mean) / self.std)
-
-
 class ResNet50(Classifier):
     """torchvision's ResNet-50: (B, 3, H, W) in [0, 1] -> (B, num_classes) logits. Normalisation is its first layer.
 
@@ -128,14 +99,53 @@ class ResNet50(Classifier):
         model = torchvision.models.resnet50()
         model.fc = nn.Linear(model.fc.in_features, num_classes)
         if weights is not None:
-            state = _resnet50_weights(weights)
-            if len(state["fc.bias"]) != num_classes:  # ImageNet's thousand classes
-                state |= {"fc.weight": model.fc.weight, "fc.bias": model.fc.bias}
-            model.load_state_dict(state)
+            model.load_state_dict(fitted(model, _resnet50_weights(weights), "fc.", str(weights)))
         super().__init__(model, "layer4.2", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # ImageNet's
 
 
-def _resnet50_weights(weights: str | Path) -> dict[str, Tensor]:
+def fitted(model: nn.Module, content: object, head: str, source: str) -> dict[str, Tensor]:
+    """Return what a file of weights holds for a model, as its state_dict.
+
+    Read are a state_dict, alone or under "state_dict" or "model", with "module." and the like before all names, without
+    BatchNorm's counters, with another head or none: then the model's own is kept. What belongs to no part of the model
+    is passed over, with a warning.
+
+    Args:
+        head: how the names of the last layer begin.
+        source: names the file in errors.
+
+    Raises:
+        ValueError: weights are missing, of another shape, or more than the model has.
+    """
+    while isinstance(content, Mapping) and (inner := next((key for key in ("state_dict", "model", "model_state_dict")
+                                                           if isinstance(content.get(key), Mapping)), None)):
+        content = content[inner]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"expected {source} to hold a dict of weights, got a {type(content).__name__}")
+    own = model.state_dict()
+    prefix = max(("", "module.", "model.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."),
+                 key=lambda prefix: sum(prefix + name in content for name in own))
+    found = {name: content[prefix + name] for name in own if prefix + name in content}
+    for name, value in own.items():
+        optional = name.startswith(head) or name.endswith("num_batches_tracked")
+        if name not in found and not optional:
+            raise ValueError(f"expected {source} to hold {name} {tuple(value.shape)}, got {len(content)} other names")
+        if name in found and found[name].shape != value.shape and not name.startswith(head):
+            raise ValueError(f"expected {name} in {source} to be {tuple(value.shape)}, got {tuple(found[name].shape)}")
+    if any(name not in found or found[name].shape != own[name].shape for name in own if name.startswith(head)):
+        found = {name: value for name, value in found.items() if not name.startswith(head)}
+    more = [name for name in content if name.removeprefix(prefix) not in own]
+    parts = {name.split(".")[0] for name in own}
+    if foreign := [name for name in more if name.removeprefix(prefix).split(".")[0] in parts]:
+        raise ValueError(f"expected {source} to hold weights of this {type(model).__name__}, got {foreign[0]} and "
+                         f"{len(foreign) - 1} more, as of a larger one")
+    if more:
+        warnings.warn(f"{source}: passed over what belongs to no part of the model: {', '.join(more[:5])}",
+                      stacklevel=3)
+    return own | found
+
+
+def _resnet50_weights(weights: str | Path) -> object:
     known = torchvision.models.ResNet50_Weights.__members__
     if weights in known:
         url = known[weights].url
@@ -145,15 +155,11 @@ def _resnet50_weights(weights: str | Path) -> dict[str, Tensor]:
         except (OSError, RuntimeError) as error:  # no network; a file that is damaged
             raise FileNotFoundError(f"ResNet50: the weights {weights} are unavailable ({error}); get {url} and put it "
                                     f"into {folder}, or name the file as weights=") from error
-    if not Path(weights).is_file():
+    path = Path(weights).expanduser()
+    if not path.is_file():
         raise ValueError(f"expected weights to be a file or one of {', '.join(known)}, got {str(weights)!r}")
     try:
-        state = dict(torch.load(weights, map_location="cpu", weights_only=True))
-        expected = {name: value.shape for name, value in torchvision.models.resnet50().state_dict().items()}
-        for name, shape in expected.items():
-            if not name.startswith("fc.") and state[name].shape != shape:
-                raise ValueError(f"{name} is {tuple(state[name].shape)}")
-        return state
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # any file can be named
         raise ValueError(f"{weights} holds no weights of torchvision's ResNet-50 ({type(error).__name__}: "
                          f"{str(error).splitlines()[0]})") from error

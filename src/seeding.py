@@ -2,7 +2,11 @@
 
 import hashlib
 import operator
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy
 import torch
 
 
@@ -26,3 +30,24 @@ def epoch_order(n: int, seed: int, epoch: int, order: int = 0) -> torch.Tensor:
     epoch does.
     """
     return torch.randperm(n, generator=generator(seed, "order", epoch, *([order] if order else [])))
+
+
+@contextmanager
+def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
+    """Inside the block, what draws without a generator depends on the arguments alone; afterwards all is as it was.
+
+    That is dropout, stochastic depth and augmentations that are not ours: the global generators of torch, on the CPU
+    and on the GPU in use, of NumPy and of Python.
+    """
+    start = generator(seed, *purpose).initial_seed()
+    python, legacy = random.getstate(), numpy.random.get_state()  # noqa: NPY002
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(gpus):
+        torch.manual_seed(start)
+        random.seed(start)
+        numpy.random.seed(start % 2 ** 32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(legacy)  # noqa: NPY002

@@ -1,22 +1,26 @@
 """Train for one epoch: the same code on CUDA and on a CPU, in one process or several."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
+from tqdm import tqdm
 
 from . import parallel
 from .augmentation import Affine, Augmentation
-from .checks import PRECISIONS, check_images, check_labels, check_masks
+from .checks import PRECISIONS, check_images, check_labels, check_masks, check_number
 from .inference import infer, pixels
 from .masks import Masks
-from .seeding import epoch_order
+from .seeding import epoch_order, seeded
 from .state import State
 
 
-def sgd(model: nn.Module, momentum: float, weight_decay: float) -> torch.optim.SGD:
+def sgd(model: nn.Module | list[nn.Parameter], momentum: float, weight_decay: float) -> torch.optim.SGD:
     """SGD whose LR is written by `train_epoch`; 0 until then, so that none is applied by accident."""
-    return torch.optim.SGD(model.parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True)
+    weights = model.parameters() if isinstance(model, nn.Module) else model
+    return torch.optim.SGD(weights, lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True)
 
 
 def weight_average(model: nn.Module) -> AveragedModel:
@@ -39,8 +43,10 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, order: int = 0
 
 
 def check_epoch(state: State, images: Tensor, labels: Tensor, batch_size: int, precision: str,
-                masks: Masks | Tensor | None = None) -> None:
+                masks: Masks | Tensor | None = None, *, lr: float, **_others) -> None:
     """Raise TypeError or ValueError, naming what was expected and what came, before anything is trained."""
+    check_number("lr", lr, lr >= 0, "a finite number, not negative")
+    check_number("batch_size", batch_size, batch_size >= 1 and batch_size % 1 == 0, "a whole number of at least 1")
     if precision not in PRECISIONS:
         raise ValueError(f"expected precision to be one of {PRECISIONS}, got {precision!r}")
     check_images(images)
@@ -60,7 +66,8 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, batch_size: int
     """Train for one epoch, in train mode; return its mean loss and its accuracy, as they were met.
 
     `state.finish_epoch` then counts it as done. The epoch is a pure function of the state, the data and the arguments:
-    run again from the same state, it gives the same bits.
+    run again from the same state, it gives the same bits, dropout included. A model that is in train mode already is
+    left as it is: what of it was put in eval mode, such as a frozen BatchNorm, stays so.
 
     Args:
         images: (N, 3, H, W) uint8, with labels (N,) int64 and masks (N, H, W) bool, True = hidden; on the model's
@@ -68,38 +75,43 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, batch_size: int
         batch_size: images of one update, over all processes.
         lr: the learning rate; with `decay`, that of the first step, from which it falls linearly to zero.
         seed, order: draw, with the state's epoch, the order of the images and what the augmentation does to each.
-        augmentation: comes after the masks, so that each hides the pixels that it was computed on.
+        augmentation: comes after the masks, so that each hides the pixels that it was computed on; ours, or any
+            function of a batch (B, 3, H, W) float in [0, 1] on the device.
         precision: "fp32", or "bf16": forward and loss under autocast, weights and optimizer in fp32.
         average: takes in the weights after every step of the second half.
+        title: of a progress bar, in images per second; none is shown without.
 
     Raises:
         TypeError, ValueError: the input is not of that kind; nothing has been trained.
         FloatingPointError: the loss or the weights are no longer finite.
     """
-    check_epoch(state, images, labels, batch_size, precision, masks)
+    check_epoch(state, images, labels, batch_size, precision, masks, **options)
     return run_epoch(state, images, labels, batch_size=batch_size, masks=masks, precision=precision, **options)
 
 
 def run_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int, order: int = 0,
-              masks: Masks | Tensor | None = None, augmentation: Augmentation | Affine | None = None,
-              precision: str = "fp32", decay: bool = False, average: AveragedModel | None = None
-              ) -> tuple[float, float]:
+              masks: Masks | Tensor | None = None, augmentation: Augmentation | Affine | Callable | None = None,
+              precision: str = "fp32", decay: bool = False, average: AveragedModel | None = None,
+              title: str | None = None) -> tuple[float, float]:
     """`train_epoch` behind its door: the arguments are right."""
-    state.model.train()
+    if not state.model.training:
+        state.model.train()
     device = next(state.model.parameters()).device
     batches = epoch_batches(len(labels), batch_size, seed, state.epoch, order, images.device)
     losses = torch.zeros(len(batches), device=device)  # each a sum over the batch
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    if augmentation:
+    drawn = None
+    if hasattr(augmentation, "draw"):
         drawn = augmentation.draw(len(images), *images.shape[2:], seed=seed, epoch=state.epoch).to(images.device)
-    with parallel.joined(state.model) as model:
+    with (parallel.joined(state.model) as model, seeded(seed, "epoch", state.epoch, order, parallel.rank()),
+          tqdm(desc=title, total=len(labels), unit="image", disable=not (title and parallel.bars())) as bar):
         for step, (batch, weight) in enumerate(parallel.deal(batches)):
             for group in state.optimizer.param_groups:
                 group["lr"] = lr * (1 - step / len(batches)) if decay else lr
             inputs = pixels(images[batch].to(device), None if masks is None else masks[batch].to(device))
             targets = labels[batch].to(device)
             if augmentation:
-                inputs = augmentation(inputs, drawn[batch].to(device))
+                inputs = augmentation(inputs) if drawn is None else augmentation(inputs, drawn[batch].to(device))
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = model(inputs)
                 loss = F.cross_entropy(logits, targets)
@@ -110,6 +122,7 @@ def run_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_
             correct += (logits.detach().argmax(1) == targets).sum()
             if average is not None and step >= len(batches) // 2:
                 average.update_parameters(state.model)
+            bar.update(len(batches[step]))
     losses, correct = parallel.total(losses), parallel.total(correct)
     _check_finite(state, losses, lr)
     return losses.sum().item() / len(labels), correct.item() / len(labels)
@@ -119,6 +132,8 @@ def _check_finite(state: State, losses: Tensor, lr: float) -> None:
     """Raise FloatingPointError, naming epoch, step and LR, if a loss or a weight is not finite."""
     bad = torch.nonzero(~losses.isfinite()).flatten().tolist()
     where = f"epoch {state.epoch + 1}" + (f", step {bad[0] + 1} of {len(losses)}" if bad else "") + f", LR {lr:g}"
-    if bad or not all(value.isfinite().all() for value in state.model.state_dict().values()):
+    weights = [*state.model.parameters(), *(buffer for name, buffer in state.model.named_buffers()
+                                            if "running_" in name)]  # others may hold -inf, as masks of attention do
+    if bad or not all(weight.isfinite().all() for weight in weights):
         raise FloatingPointError(f"{'the loss is' if bad else 'weights are'} not finite in {where}; lower the LR, or "
                                  "look for broken images. Nothing was saved since the epoch before")

@@ -106,6 +106,7 @@ def test_a_file_larger_than_memory_can_be_mapped(paths, file, monkeypatch):
     file.touch()
     os.truncate(file, 3 * width)  # a hole
     monkeypatch.setattr(module, "_reason_to_build", lambda *_: None)
+    monkeypatch.setattr(module, "_index", lambda _: {})
     assert cached(paths[:1], View(1, width), file)[0, 2, 0, -1] == 0
 
 

@@ -121,8 +121,8 @@ def test_a_model_without_a_saliency_layer():
     with pytest.raises(ValueError, match="Sequential names no saliency_layer; pass layer="):
         xgradcam(model, pixels(IMAGES))
     assert xgradcam(model, pixels(IMAGES), layer=model[1]).shape == (8, 28, 28)
-    for layer in (model[3], new_model(0).saliency_layer):  # no map; of another model
-        with pytest.raises(ValueError, match=r"expected a \(B, K, h, w\) output .* Sequential did not give"):
+    for layer, what in ((model[3], r"got \(8, 2\)"), (new_model(0).saliency_layer, "which Sequential did not give")):
+        with pytest.raises(ValueError, match=rf"expected a \(B, K, h, w\) output of the layer \w+, {what}"):
             xgradcam(model, pixels(IMAGES), layer=layer)
     assert not any(module._forward_hooks for module in model.modules())
 

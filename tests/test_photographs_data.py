@@ -68,7 +68,7 @@ def test_waterbirds_with_something_missing(waterbirds):
     with pytest.raises(ValueError, match="to have the columns place, got img_filename, y, split"):
         Waterbirds(waterbirds)
     write_csv(waterbirds / "metadata.csv", [("img_filename", "y", "split", "place"), ("a.jpg", 2, 0, 0)])
-    with pytest.raises(ValueError, match=r"expected y of a.jpg to be 0 or 1, got '2'"):
+    with pytest.raises(ValueError, match=r"metadata.csv, line 2: expected y to be 0 or 1, got '2'"):
         Waterbirds(waterbirds)
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from tqdm import tqdm
 
-from ..files import locked, put_in_place, write_whole
+from ..files import flush_to_disk, locked, put_in_place, write_whole
 
 LONGEST = 100  # times the shorter side
 CHUNK = 32  # images: what a thread decodes at a time
@@ -48,8 +48,10 @@ def fit(image: Image.Image | Tensor, view: View) -> Tensor:
         if image.dim() != 3 or image.shape[0] not in (1, 3):
             raise ValueError(f"expected an image (3, H, W), got {tuple(image.shape)}")
         if image.is_floating_point():
-            if not (image.min() >= 0 and image.max() <= 1):
-                raise ValueError("expected an image in [0, 1], got values outside; leave normalisation to the model")
+            low, high = image.min().item(), image.max().item()
+            if not (low >= 0 and high <= 1):
+                raise ValueError(f"expected an image in [0, 1], got values in [{low:.3g}, {high:.3g}]; leave "
+                                 "normalisation to the model, or pass mean= and std= to have it undone")
             image = (image * 255).round().to(torch.uint8)
         if image.dtype != torch.uint8:
             raise TypeError(f"expected an image of torch.uint8, or of floats in [0, 1], got {image.dtype}")
@@ -96,48 +98,66 @@ def cached(paths: Sequence[Path], view: View, file: Path, workers: int | None = 
     """
     if not paths:
         raise ValueError("expected at least one image file, got none")
-    shape = len(paths), 3, view.height, view.width
     names = [os.path.abspath(path) for path in paths]
     root = os.path.commonpath(map(os.path.dirname, names))
-    made_from = {"format": FORMAT, "view": asdict(view), "images": [
-        [os.path.relpath(name, root), (stat := os.stat(name)).st_size, stat.st_mtime_ns] for name in names]}
+    images = [[os.path.relpath(name, root), (stat := os.stat(name)).st_size, stat.st_mtime_ns] for name in names]
+
+    def chunk(start: int) -> Tensor:
+        return torch.stack([decode(path, view) for path in paths[start:start + CHUNK]])
+
+    return mapped(file, (len(paths), 3, view.height, view.width), {"view": asdict(view), "images": images}, chunk,
+                  workers=workers or os.cpu_count())[0]
+
+
+def mapped(file: Path, shape: tuple[int, int, int, int], made_from: dict, chunk: Callable[[int], Tensor],
+           beside: Callable[[], object] = lambda: None, workers: int = 1) -> tuple[Tensor, object]:
+    """Return pixels (N, 3, height, width) uint8, mapped from a file that `chunk` fills if need be, and what is beside.
+
+    chunk: the next `CHUNK` images, or what is left of them, from an index on. beside: what else the index file keeps,
+    as JSON, asked for once all chunks are made. Otherwise as of `cached`.
+    """
+    made_from = {"format": FORMAT, **made_from}
     if _reason_to_build(file, made_from, math.prod(shape)):
         with locked(file):
             if reason := _reason_to_build(file, made_from, math.prod(shape)):  # another process may have built it
                 if file.exists():
                     print(f"{file} {reason}; it is built anew")
-                _build(paths, view, file, made_from, workers or os.cpu_count())
+                _build(file, shape, made_from, chunk, beside, workers)
     with file.open("rb") as content:  # copy-on-write; torch.from_file has the system promise memory, and may be refused
         pages = mmap.mmap(content.fileno(), math.prod(shape), mmap.MAP_PRIVATE | NORESERVE,
                           mmap.PROT_READ | mmap.PROT_WRITE)
-    return torch.frombuffer(pages, dtype=torch.uint8).view(shape)
+    return torch.frombuffer(pages, dtype=torch.uint8).view(shape), _index(file).get("beside")
 
 
 def _reason_to_build(file: Path, made_from: dict, size: int) -> str | None:
     """Why a file cannot serve as it is; None if it can. FileExistsError: it is not ours to replace."""
-    index = file.with_name(f"{file.name}.json")
     try:
-        found = json.loads(index.read_bytes())
+        found = _index(file)
         ours = str(found["format"]).startswith(FORMAT.split(",")[0])
     except FileNotFoundError:
         found, ours = None, not file.exists()
     except (OSError, KeyError, TypeError, ValueError):
         ours = False
     if not ours or file.is_dir():
-        raise FileExistsError(f"expected {file} to be free or a file of decoded pixels with its {index.name}, got "
+        raise FileExistsError(f"expected {file} to be free or a file of decoded pixels with its {file.name}.json, got "
                               "something else, which is left as it is; move it away or use another name")
     if found is None or not file.exists():
         return "is missing"
-    if found != made_from:
+    if {key: value for key, value in found.items() if key != "beside"} != made_from:
         return "was made from other images or for another view"
     return None if file.stat().st_size == size else "is damaged: it has another size"
 
 
-def _build(paths: Sequence[Path], view: View, file: Path, made_from: dict, workers: int) -> None:
-    """Decode into a partial file, in threads, and put it in place once it is whole."""
-    partial, image = file.with_name(f".{file.name}.partial"), 3 * view.height * view.width  # bytes
+def _index(file: Path) -> dict:
+    return json.loads(file.with_name(f"{file.name}.json").read_bytes())
+
+
+def _build(file: Path, shape: tuple[int, int, int, int], made_from: dict, chunk: Callable[[int], Tensor],
+           beside: Callable[[], object], workers: int) -> None:
+    """Fill a partial file, in threads if there are to be several, and put it in place once it is whole."""
+    partial, image = file.with_name(f".{file.name}.partial"), math.prod(shape[1:])  # bytes
     partial.unlink(missing_ok=True)
-    size = len(paths) * image
+    size = math.prod(shape)
     free = shutil.disk_usage(file.parent).free + (file.stat().st_blocks * 512 if file.exists() else 0)
     if size > free:
         raise OSError(f"{file} needs {size / 1e6:,.1f} MB on its disk, where {free / 1e6:,.1f} MB are free; free some "
@@ -146,7 +166,7 @@ def _build(paths: Sequence[Path], view: View, file: Path, made_from: dict, worke
     partial.touch()
 
     def store(start: int) -> int:
-        pixels = torch.stack([decode(path, view) for path in paths[start:start + CHUNK]])
+        pixels = chunk(start)
         with partial.open("r+b") as content:
             content.seek(start * image)
             content.write(pixels.numpy())
@@ -154,15 +174,18 @@ def _build(paths: Sequence[Path], view: View, file: Path, made_from: dict, worke
 
     ours = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))  # that thread's own
+    starts = range(0, shape[0], CHUNK)
     try:
         with (warnings.catch_warnings(),  # around all threads, since they share filters
-              tqdm(total=len(paths), unit="image", leave=False, position=0, desc="decode") as bar):
+              tqdm(total=shape[0], unit="image", leave=False, position=0, desc="decode") as bar):
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            for count in pool.map(store, range(0, len(paths), CHUNK)):
+            for count in (pool.map if workers > 1 else map)(store, starts):  # a data set may want this very thread
                 bar.update(count)
         with partial.open("r+b") as content:
-            os.fsync(content.fileno())
-        write_whole(file.with_name(f"{file.name}.json"), json.dumps(made_from).encode())
+            flush_to_disk(content.fileno())
+        kept = beside()
+        index = made_from if kept is None else made_from | {"beside": kept}
+        write_whole(file.with_name(f"{file.name}.json"), json.dumps(index).encode())
         put_in_place(partial, file)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torchvision.datasets import ImageFolder
 
 from .decode import View, cached
-from .images import Images
+from .images import Images, class_files
 
 SPLITS = ("train", "val", "test")
 
@@ -79,10 +78,11 @@ class Waterbirds(Grouped):
     def __init__(self, root: Path | str, split: str = "train", metadata: Path | str | None = None) -> None:
         root = Path(root)
         columns = ("img_filename", "y", "split", "place")
-        rows = list(_rows(Path(metadata or root / "metadata.csv"), columns, self.SOURCE))
-        chosen = [row for row in rows if row["split"] == str(_index(split))]
-        super().__init__([root / row["img_filename"] for row in chosen], [_bit(row, "y") for row in chosen],
-                         [_bit(row, "place") for row in chosen], ("landbird", "waterbird"), ("land", "water"))
+        file = Path(metadata or root / "metadata.csv")
+        chosen = _of_split(_rows(file, columns, self.SOURCE), "split", split, file)
+        super().__init__([root / row["img_filename"].replace("\\", "/") for row in chosen],
+                         [_bit(row, "y") for row in chosen], [_bit(row, "place") for row in chosen],
+                         ("landbird", "waterbird"), ("land", "water"))
         self._check_counts(self.PUBLISHED[split])
         self._check_files(self.SOURCE)
 
@@ -107,13 +107,14 @@ class CelebA(Grouped):
                            "test": ((9_767, 7_535, 2_480, 180),)}
 
     def __init__(self, root: Path | str, split: str = "train") -> None:
-        root, number = Path(root), _index(split)
+        root = Path(root)
         read = _rows if (root / "list_attr_celeba.csv").exists() else _columns
         ending = "csv" if read is _rows else "txt"
-        partition = {row["image_id"]: row["partition"] for row in read(
-            root / f"list_eval_partition.{ending}", ("image_id", "partition"), self.SOURCE)}
+        file = root / f"list_eval_partition.{ending}"
+        ours = {row["image_id"] for row in _of_split(read(file, ("image_id", "partition"), self.SOURCE), "partition",
+                                                     split, file)}
         attributes = read(root / f"list_attr_celeba.{ending}", ("image_id", "Blond_Hair", "Male"), self.SOURCE)
-        chosen = [row for row in attributes if partition.get(row["image_id"]) == str(number)]
+        chosen = [row for row in attributes if row["image_id"] in ours]
         folder = root / "img_align_celeba"
         if (folder / "img_align_celeba").is_dir():  # as Kaggle's archive unpacks
             folder /= "img_align_celeba"
@@ -151,55 +152,83 @@ class ImageNet9(Grouped):
         folder = Path(root) / ("bg_challenge" if test else "in9l") / variant / ("val" if test else "")
         if not folder.is_dir():
             raise FileNotFoundError(f"ImageNet9: {folder} is missing; {self.SOURCE}")
-        files = ImageFolder(folder)  # raises FileNotFoundError where a class has no images
+        paths, labels, classes = class_files(folder)
         train = Path(root) / "in9l" / "train"
-        if test and train.is_dir() and (expected := ImageFolder(train).classes) != files.classes:
+        if test and train.is_dir() and (expected := class_files(train)[2]) != classes:
             raise ValueError(f"expected {folder} to have the classes of {train}, {', '.join(expected)}, got "
-                             f"{', '.join(files.classes)}")
-        if len(files.classes) != 9:
-            raise ValueError(f"expected {folder} to have the 9 classes of ImageNet-9, got {len(files.classes)}: "
-                             f"{', '.join(files.classes)}")
-        super().__init__([Path(path) for path, _ in files.samples], files.targets, [0] * len(files),
-                         tuple(name.split("_", 1)[-1] for name in files.classes), ("any background",))
+                             f"{', '.join(classes)}")
+        if len(classes) != 9:
+            raise ValueError(f"expected {folder} to have the 9 classes of ImageNet-9, got {len(classes)}: "
+                             f"{', '.join(classes)}")
+        super().__init__(paths, labels, [0] * len(paths), tuple(name.split("_", 1)[-1] for name in classes),
+                         ("any background",))
         if test and len(self) != 4_050:
             warnings.warn(f"ImageNet9: {folder} has {len(self):,} images; published: 4,050. Results will not compare",
                           stacklevel=2)
 
 
-def _index(split: str) -> int:
+def _of_split(rows: Iterator[dict[str, str]], column: str, split: str, file: Path) -> list[dict[str, str]]:
+    """The rows of a split, which is written as a number from 0 on, or as a word.
+
+    Raises:
+        ValueError: an unknown split, a row with another value, or no row of this split.
+    """
     if split not in SPLITS:
         raise ValueError(f"expected split to be one of {SPLITS}, got {split!r}")
-    return SPLITS.index(split)
+    values = {**{text: name for i, name in enumerate(SPLITS) for text in (str(i), f"{i}.0", name)},
+              "training": "train", "valid": "val", "validation": "val", "testing": "test"}
+    found: dict[str, list[dict[str, str]]] = {name: [] for name in SPLITS}
+    for row in rows:
+        value = row[column].lower()
+        if value not in values:
+            raise ValueError(f"{row['line']}: expected {column} to be 0, 1, 2 or one of {SPLITS}, got {row[column]!r}")
+        found[values[value]].append(row)
+    if not found[split]:
+        raise ValueError(f"expected rows of the split {split} in {file}, got "
+                         + ", ".join(f"{len(those):,} of {name}" for name, those in found.items()))
+    return found[split]
 
 
 def _rows(path: Path, columns: tuple[str, ...], source: str) -> Iterator[dict[str, str]]:
-    """The rows of a CSV file that must have these columns."""
+    """The rows of a CSV file that must have these columns; blank ones are passed over. "line" says where each is."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; {source}")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
-            raise ValueError(f"expected {path} to have the columns {', '.join(missing)}, got "
-                             f"{', '.join(reader.fieldnames or ())}")
-        yield from reader
+    with path.open(newline="", encoding="utf-8-sig") as file:  # with a byte order mark, as Excel writes, or without
+        reader = csv.DictReader(file, skipinitialspace=True)
+        names = [name.strip() for name in reader.fieldnames or ()]
+        if missing := [column for column in columns if column not in names]:
+            raise ValueError(f"expected {path} to have the columns {', '.join(missing)}, got {', '.join(names)}")
+        reader.fieldnames = names
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if not any(value and value.strip() for value in row.values() if isinstance(value, str)):
+                continue
+            if None in row or None in row.values():
+                raise ValueError(f"{where}: expected {len(names)} values, got "
+                                 f"{len(names) + len(row.get(None, ())) - list(row.values()).count(None)}")
+            yield {name: value.strip() for name, value in row.items()} | {"line": where}
 
 
 def _columns(path: Path, columns: tuple[str, ...], source: str) -> Iterator[dict[str, str]]:
-    """The rows of one of CelebA's lists: blanks between values, names in the second line or none."""
+    """The rows of one of CelebA's lists: blanks between values; a count, and names, in the first lines or none."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; {source}")
-    lines = path.read_text().splitlines()
+    lines = [(number, line.split()) for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1)
+             if line.strip()]
     names = columns
-    if lines and lines[0].strip().isdigit():  # a count, then the names of the attributes
-        names, lines = ("image_id", *lines[1].split()), lines[2:]
-    for line in lines:
-        values = line.split()
+    if lines and len(lines[0][1]) == 1 and lines[0][1][0].isdigit():
+        lines = lines[1:]
+    if lines and set(columns[1:]) <= set(lines[0][1]):  # the names of the attributes, with or without the image's
+        names, lines = ("image_id", *(name for name in lines[0][1] if name != "image_id")), lines[1:]
+    for number, values in lines:
         if len(values) != len(names) or set(columns) - set(names):
-            raise ValueError(f"{path}: expected a line with {', '.join(columns)}, got {line[:60]!r}")
-        yield dict(zip(names, values, strict=True))
+            raise ValueError(f"{path}, line {number}: expected a line with {', '.join(columns)}, got "
+                             f"{' '.join(values)[:60]!r}")
+        yield dict(zip(names, values, strict=True)) | {"line": f"{path}, line {number}"}
 
 
 def _bit(row: dict[str, str], column: str, zero: str = "0") -> int:
-    if row[column] not in (zero, "1"):
-        raise ValueError(f"expected {column} of {next(iter(row.values()))} to be {zero} or 1, got {row[column]!r}")
-    return int(row[column] == "1")
+    value = row[column].removesuffix(".0")
+    if value not in (zero, "1"):
+        raise ValueError(f"{row['line']}: expected {column} to be {zero} or 1, got {row[column]!r}")
+    return int(value == "1")

@@ -166,9 +166,9 @@ class Subject:
         if condition["method"] == "dfr":
             _refit_last_layer(state.model, self.images, self.labels, self.groups, self.seed)
             return {(1, "constant"): _accuracies(state.model, self.tests)}
-        for part in state.model.modules() if condition["batchnorm"] == "frozen" else ():
+        for part in state.model.train().modules() if condition["batchnorm"] == "frozen" else ():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.eval().train = lambda mode=True, part=part: part  # stays in eval mode, whatever comes
+                part.eval()
         decays = condition["ending"] == "decay"
         finetune = FineTune(condition["method"], condition["lr"], condition["k"], accumulate=condition["accumulate"],
                             ending="decay" if decays else "constant", order=condition["order"])

@@ -116,6 +116,16 @@ def mean_masks(shares: Tensor, classes: Sequence[str]) -> Figure:
     return figure
 
 
+def repair(examples, classes: Sequence[str]) -> Figure:
+    """What a repair looked at and hid, and what it changed: label → prediction before → after, red where wrong."""
+    figure = _rows([("image", examples.images, {}), ("heat map", examples.heat, HEAT),
+                    ("masked", examples.images.masked_fill(examples.masks[:, None], 0), {})])
+    for axis, label, before, after in zip(figure.axes, examples.labels, examples.before, examples.after, strict=False):
+        axis.set_title("\n→ ".join(classes[one] for one in (label, before, after)), fontsize=8,
+                       color="black" if label == after else WRONG)
+    return figure
+
+
 def gallery(images: Tensor, masks: Tensor, titles: Sequence[str]) -> Figure:
     """Images (N, 3, H, W) float in [0, 1], one a column, with what their masks (N, H, W) bool leave of them."""
     figure = _rows([("image", images, {}), ("masked", images.masked_fill(masks[:, None], 0), {})])
@@ -198,8 +208,8 @@ def _show(axis: Axes, picture: Tensor, style: dict, title: str = ""):
     axis.set(xticks=[], yticks=[], title=title)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    picture = picture.detach().cpu().float()
-    return axis.imshow(picture.permute(1, 2, 0) if picture.dim() == 3 else picture, **style)
+    picture = picture.detach().cpu().float().numpy()
+    return axis.imshow(picture.transpose(1, 2, 0) if picture.ndim == 3 else picture, **style)
 
 
 def _rows(rows: list[tuple[str, Tensor, dict]]) -> Figure:
