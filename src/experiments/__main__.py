@@ -3,14 +3,15 @@
     torchrun --standalone --nproc-per-node 8 -m src.experiments waterbirds --seeds 0 1 2
 
 The stages are those of the notebook, and so are the checkpoints: run it, and the notebook loads them. `studies` trains
-what is missing of the MNIST experiment and measures every row of results/ on it.
+what is missing of the MNIST experiment and measures every row of results/ on it; `demonstration` measures those of
+`masktune()` on a network of one's own.
 """
 
 import argparse
 
 from .. import parallel
 from ..device import prepare
-from . import stages, studies
+from . import demonstration, stages, studies
 from .recipes import DIGITS, MNIST, PHOTOS, SELECTIVE
 
 SETTINGS = {setting.name: setting for setting in (*MNIST, *DIGITS, *PHOTOS, *SELECTIVE)}
@@ -18,7 +19,7 @@ SETTINGS = {setting.name: setting for setting in (*MNIST, *DIGITS, *PHOTOS, *SEL
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("setting", choices=[*SETTINGS, "studies"])
+    parser.add_argument("setting", choices=[*SETTINGS, "studies", "demonstration"])
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the setting")
     parser.add_argument("--processes", type=int, default=1,
                         help="large trainings at once, which share the CPU's cores; of the SmallCNN, one on each core")
@@ -30,6 +31,8 @@ def main() -> None:
             stages.run_all(MNIST)
             studies.ask(MNIST, *studies.QUESTIONS)
             studies.ratio_study(MNIST[0])
+        elif arguments.setting == "demonstration":
+            demonstration.demonstrate()
         else:
             stages.run_all((SETTINGS[arguments.setting],), arguments.seeds, arguments.processes)
     finally:
