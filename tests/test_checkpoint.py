@@ -9,17 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import count
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from src import checkpoint, saliency
-from src.checkpoint import CheckpointError, finished
+from src.checkpoint import CheckpointError, finished, load_or_run
 from src.experiments import stages
 from src.experiments.stages import run_erm, run_finetune
 from src.files import write_whole
-from src.state import digest
+from src.state import State, digest
+from src.training import sgd
 from tests.conftest import same
 from tests.harness import SETTING, first_images, results
 
@@ -48,6 +51,33 @@ def press(monkeypatch, owner, name, *calls):
         return real(*arguments, **options)
 
     monkeypatch.setattr(owner, name, pressed)
+
+
+def stage(path, config=None, epochs=2, **more):
+    """A stage of one weight, whose `advance` returns what is given."""
+    def fresh() -> State:
+        model = torch.nn.Linear(1, 1)
+        return State(model, sgd(model, 0.9, 0))
+
+    trained = []
+    return load_or_run(path, config or {}, epochs, fresh, lambda state: trained.append(0) or more), trained
+
+
+@pytest.mark.parametrize("value", [np.float64(0.5), np.int64(2), torch.tensor(0.5), True])
+def test_what_an_epoch_returns_is_kept_as_numbers(value, tmp_path):
+    state, trained = stage(tmp_path / "a.pt", auc=value)
+    again, more = stage(tmp_path / "a.pt", auc=value)
+    assert (len(trained), len(more)) == (2, 0)
+    assert again.history == state.history == {"auc": [float(value)] * 2}
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    ({"root": Path("/x")}, "plain numbers, strings and tensors"), ({"n": np.int64(3)}, "plain numbers, strings"),
+    ({"p": float("nan")}, "equal to its copy, got p: expected nan, got nan"), ({"f": len}, "plain numbers, strings")])
+def test_a_configuration_that_a_file_cannot_give_back_is_refused_first(config, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        stage(tmp_path / "a.pt", config)
+    assert not (tmp_path / "a.pt").exists()
 
 
 def test_a_finished_stage_is_loaded_silently(erm, setting, folder, monkeypatch, capsys):

@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torchvision
 from torch import nn
@@ -41,6 +42,39 @@ def test_resnet50_normalises_inside_and_is_torchvisions():
     plain.load_state_dict(model.model.state_dict(), strict=True)
     normalise = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     torch.testing.assert_close(model(images), plain(normalise(images)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    return torchvision.models.resnet50().state_dict()
+
+
+@pytest.mark.parametrize(("change", "kept"), [
+    (lambda s: {name: value for name, value in s.items() if "num_ba" not in name}, False),  # torchvision's first file
+    (lambda s: {"module." + name: value for name, value in s.items()}, False),
+    (lambda s: {"state_dict": {"model." + name: value for name, value in s.items()}, "epoch": 3}, False),
+    (lambda s: {"model": s}, False), (lambda s: {name: value for name, value in s.items() if name[:2] != "fc"}, False),
+    (lambda s: s | {"fc.weight": s["fc.weight"][:2], "fc.bias": s["fc.bias"][:2]}, True)])
+def test_weights_of_every_wrapping_are_read(change, kept, resnet, tmp_path):
+    torch.save(change(dict(resnet)), tmp_path / "w.pth")
+    model = ResNet50(2, tmp_path / "w.pth").model
+    assert torch.equal(model.layer4[2].conv3.weight, resnet["layer4.2.conv3.weight"])
+    assert torch.equal(model.fc.weight, resnet["fc.weight"][:2]) == kept
+
+
+def test_weights_of_something_else_are_named(resnet, tmp_path):
+    for content, message in (
+            ({**resnet, "layer3.6.conv1.weight": torch.zeros(1)}, "got layer3.6.conv1.weight and 0 more, as of a la"),
+            ({**resnet, "conv1.weight": torch.zeros(1)}, r"conv1.weight in .* to be \(64, 3, 7, 7\), got \(1,\)"),
+            ({"conv1.weight": resnet["conv1.weight"]}, r"to hold bn1.weight \(64,\), got 1 other names"),
+            ([1], "to hold a dict of weights, got a list")):
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=message):
+            ResNet50(2, tmp_path / "w.pth")
+    torch.save({**resnet, "n_averaged": torch.tensor(1)}, tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match="passed over what belongs to no part of the model: n_averaged"):
+        ResNet50(2, tmp_path / "w.pth")
 
 
 def test_pooling_before_relu_changes_no_bit():

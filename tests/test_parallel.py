@@ -29,8 +29,10 @@ def start(*arguments: str | Path) -> subprocess.CompletedProcess:
 SCRIPT = """
 import sys
 import torch
-from src import inference, parallel, training
+from torch import nn
+from src import inference, masktune, parallel, training
 from src.augmentation import Augmentation
+from src.datasets import Images
 from src.device import prepare
 from src.experiments.stages import load_data, new_model
 from src.masktune import find_masks, random_masks
@@ -43,6 +45,12 @@ parallel.start()
 data, model = load_data(SETTING.erm), new_model(0)
 seen = find_masks(model, data.images, batch_size=100).bits, inference.infer(model, data.images, batch_size=100)
 
+torch.manual_seed(0)
+own = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                    nn.Linear(8, 2)).double()
+few = Images(data.images[:309], data.labels[:309], ("low", "high"))
+repaired, report = masktune(own, few, layer="2", lr=0.01, batch_size=32, tests={"again": few})
+
 pixels = inference.pixels
 inference.pixels = training.pixels = lambda *arguments: pixels(*arguments).double()
 state = State(model.double(), training.sgd(model, 0.9, 1e-4))
@@ -50,7 +58,8 @@ trained = training.train_epoch(
     state, data.images[:309], data.labels[:309], masks=random_masks(309, 28, seed=0, epoch=0), lr=0.01, batch_size=32,
     seed=0, augmentation=Augmentation(side=28))
 if parallel.leads():
-    torch.save((seen, (state.model.state_dict(), state.optimizer.state_dict()["state"], trained)), sys.argv[1])
+    torch.save((seen, (state.model.state_dict(), state.optimizer.state_dict()["state"], trained),
+                (repaired.state_dict(), report.hidden, report.after["again"].average)), sys.argv[1])
 parallel.stop()
 """
 
@@ -68,16 +77,23 @@ def both(tmp_path_factory):
 
 
 def test_masks_and_logits_by_shards_are_exactly_those_of_one_process(both):
-    (one, _), (two, _) = both
+    (one, *_), (two, *_) = both
     assert one[0].any()
     assert digest(one) == digest(two)
 
 
 def test_two_processes_train_as_one(both):
     """In double precision: the same weights, momentum, BatchNorm statistics, loss and accuracy after an epoch."""
-    (_, one), (_, two) = both
+    (_, one, _), (_, two, _) = both
     torch.testing.assert_close(two, one, rtol=1e-6, atol=1e-9)
     assert one[0]["backbone.1.num_batches_tracked"] == 10
+
+
+def test_a_classifier_of_ones_own_is_repaired_by_two_processes_as_by_one(both):
+    (*_, one), (*_, two) = both
+    torch.testing.assert_close(two, one, rtol=1e-6, atol=1e-9)
+    assert one[0]["1.num_batches_tracked"] == 10
+    assert one[1] > 0.001
 
 
 def test_a_killed_process_ends_all_and_the_run_goes_on_to_the_same_bits(tmp_path):

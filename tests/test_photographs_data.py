@@ -72,6 +72,46 @@ def test_waterbirds_with_something_missing(waterbirds):
         Waterbirds(waterbirds)
 
 
+METADATA = "img_id,img_filename,y,split,place\n1,a.jpg,0,0,0\n2,b.jpg,1,0,1\n3,a.jpg,1,1,1\n"
+
+
+@pytest.mark.filterwarnings("ignore:Waterbirds")
+@pytest.mark.parametrize("change", [
+    lambda text: text, lambda text: "\ufeff" + text, lambda text: text + "\n", lambda text: text + " , , , , \n",
+    lambda text: text.replace("\n", "\r\n"), lambda text: text.replace(",0,0,0", ",0.0,train,0.0"),
+    lambda text: text.replace(",1,0,1", ", 1, 0, 1"), lambda text: text.replace("1,1,1", "1,valid,1")])
+def test_metadata_as_they_come_from_other_tools(change, tmp_path):
+    (tmp_path / "metadata.csv").write_text(change(METADATA), encoding="utf-8", newline="")
+    for name in ("a.jpg", "b.jpg"):
+        picture(tmp_path / name)
+    assert [Waterbirds(tmp_path, split).groups.tolist() for split in ("train", "val")] == [[0, 3], [3]]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("3,a.jpg,1,1,1", "3,a.jpg,1,0,1", r"rows of the split val in .*, got 3 of train, 0 of val, 0 of test"),
+    ("2,b.jpg,1,0,1", "2,b.jpg,1,3,1", r"line 3: expected split to be 0, 1, 2 or one of .*, got '3'"),
+    ("3,a.jpg,1,1,1", "3,a.jpg,1,1", r"line 4: expected 5 values, got 4"),
+    ("3,a.jpg,1,1,1", "3,a.jpg,bird,1,1", r"line 4: expected y to be 0 or 1, got 'bird'")])
+def test_metadata_that_say_nothing_clear_are_named(old, new, message, tmp_path):
+    (tmp_path / "metadata.csv").write_text(METADATA.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        Waterbirds(tmp_path, "val")
+
+
+@pytest.mark.filterwarnings("ignore:CelebA")
+@pytest.mark.parametrize(("kind", "attributes", "partition"), [
+    ("csv", "image_id,Blond_Hair,Male\n1.jpg,-1,1\n", "image_id,partition\n1.jpg,train\n"),
+    ("csv", "\ufeffimage_id,Blond_Hair,Male\n1.jpg,-1,1\n", "\ufeffimage_id,partition\n1.jpg,0\n"),
+    ("txt", "\ufeff1\nBlond_Hair Male\n1.jpg -1 1\n", "1.jpg 0\n"),
+    ("txt", "1\nBlond_Hair Male\n1.jpg -1 1\n\n", "1.jpg 0\n\n"), ("txt", "Blond_Hair Male\n1.jpg -1 1\n", "1.jpg 0\n"),
+    ("txt", "image_id Blond_Hair Male\n1.jpg -1 1\n", "1.jpg 0\n")])
+def test_lists_of_celeba_as_they_are_met(kind, attributes, partition, tmp_path):
+    (tmp_path / f"list_attr_celeba.{kind}").write_text(attributes, encoding="utf-8")
+    (tmp_path / f"list_eval_partition.{kind}").write_text(partition, encoding="utf-8")
+    picture(tmp_path / "img_align_celeba" / "1.jpg")
+    assert CelebA(tmp_path).groups.tolist() == [1]
+
+
 def test_the_corrected_metadata_of_waterbirds(tmp_path, monkeypatch, recwarn):
     if not FIXED.exists():
         pytest.skip(f"the corrected metadata are not in {FIXED.parent.name}/")

@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.datasets import MNIST
 
-from ..datasets import Images, ensure_mnist
+from ..datasets import Images, load
 from ..masktune import masktune
 from ..rows import Row, measured, row
 from ..seeding import generator
@@ -38,23 +37,22 @@ class Digits:
     turned: Images  # the mark is on the even ones
 
 
-def marked_digits(seed: int, part: str = "test", root: Path | str = "data") -> Digits:
-    """Draw the images of one seed; held out are those of MNIST's test set, or of its training set ("val").
+def marked_digits(seed: int, part: str = "test", dataset: str = "SpuriousMNIST", root: Path | str = "data") -> Digits:
+    """Draw the images of one seed; held out are those of the data set's test set, or of its training set ("val").
 
     Raises:
         DataUnavailable: MNIST is not in `root`.
     """
     if part not in ("val", "test"):
         raise ValueError(f"expected part to be 'val' or 'test', got {part!r}")
-    ensure_mnist(Path(root), download=False)
-    train, test = MNIST(root, train=True), MNIST(root, train=False)
-    order = torch.randperm(len(train.data), generator=generator(seed, "demonstration"))
+    train, test = (load(dataset, name, root=root) for name in ("train", "raw"))
+    order = torch.randperm(len(train), generator=generator(seed, "demonstration"))
     ours, held = order[:TRAIN], order[TRAIN:TRAIN + VALIDATION]
-    source, held = (train, held) if part == "val" else (test, torch.arange(TEST))
-    odd = train.targets[ours] % 2
-    parity = source.targets[held] % 2
-    return Digits(_images(train.data[ours], odd, odd == 1), _images(source.data[held], parity, parity < 0),
-                  _images(source.data[held], parity, parity == 0))
+    source, held = (train, held) if part == "val" else (test, torch.arange(min(TEST, len(test))))
+    odd, parity = train.digits[ours] % 2, source.digits[held] % 2
+    grey, held_grey = train.images[ours, 0], source.images[held, 0]  # red: of the blue square, it has nothing
+    return Digits(_images(grey, odd, odd == 1), _images(held_grey, parity, parity < 0),
+                  _images(held_grey, parity, parity == 0))
 
 
 def _images(grey: Tensor, labels: Tensor, marked: Tensor) -> Images:

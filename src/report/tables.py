@@ -167,6 +167,20 @@ def scale(result: dict) -> str:
          f"{row['images_mb']:,.0f}", f"{row['peak_mb']:,.0f}"] for row in result["rows"]])
 
 
+def demonstration(rows: Sequence[Row]) -> str:
+    """What `masktune` did to a network of one's own, before → after, in percent: each seed, and their mean ± std."""
+    rows = [row for row in rows if row["part"] == "test"]
+    columns = ("turned", "turned_worst", "plain", "plain_worst")
+
+    def line(name: object, shown: Sequence[Row]) -> list[object]:
+        return [name, summarize([row["mark_hidden"] for row in shown]), *(
+            f"{summarize([row['before_' + column] for row in shown])} → "
+            f"{summarize([row['after_' + column] for row in shown])}" for column in columns)]
+
+    return markdown(["seed", "mark hidden", "turned", "turned, worse class", "plain", "plain, worse class"], [
+        *(line(row["seed"], [row]) for row in rows), line(f"mean ± std, n = {len(rows)}", rows)])
+
+
 def selective(rows: Sequence[Row], coverages: Sequence[float], reported: dict[str, dict[float, float]]) -> str:
     """Selective classification: the error among the answers in percent, and in brackets the coverage that came of it.
 

@@ -1,0 +1,61 @@
+"""The demonstration: a mark gives the label away, and masktune() takes that from a network of one's own."""
+
+import pytest
+import torch
+
+from src.experiments import demonstration
+from src.experiments.demonstration import CANDIDATES, CHOSEN, CORNER, SEEDS, fit, marked_digits, small_network
+from src.masktune import masktune
+from src.metrics import summarize
+from src.rows import saved
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return marked_digits(0, dataset="SpuriousDigits")
+
+
+def test_the_mark_goes_with_the_label_and_is_turned_round(digits):
+    corners = {name: data.images[:, :, CORNER, CORNER].float().mean((1, 2, 3)) for name, data in vars(digits).items()}
+    assert ((corners["train"] > 200) == (digits.train.labels == 1)).all()
+    assert ((corners["turned"] > 200) == (digits.turned.labels == 0)).all()
+    assert not (corners["plain"] > 100).any()
+    assert digits.train.images.shape == (1347, 3, 28, 28)
+    assert torch.equal(digits.train.images[:, 0], digits.train.images[:, 2])
+    again = marked_digits(0, dataset="SpuriousDigits").train.images
+    assert torch.equal(again, digits.train.images)
+    assert not torch.equal(marked_digits(1, dataset="SpuriousDigits").train.images, again)
+    with pytest.raises(ValueError, match="expected part to be 'val' or 'test', got 'dev'"):
+        marked_digits(0, "dev")
+
+
+def test_validation_images_are_none_of_the_training_images(mnist_root):
+    held = marked_digits(5, "val", root=mnist_root)
+    ours = {image.numpy().tobytes() for image in held.train.images[:, 0, :-4]}  # without the row of the mark
+    assert len(held.train) == 5000
+    assert len(held.plain) == len(held.turned) == 2000
+    assert not ours & {image.numpy().tobytes() for image in held.plain.images[:, 0, :-4]}
+
+
+def test_a_network_of_ones_own_is_repaired(digits):
+    model = small_network(0)
+    fit(model, digits.train, epochs=8)
+    _, report = masktune(model, digits.train, layer="0", **CHOSEN, tests={"turned": digits.turned})
+    assert report.before["turned"].average < 0.4
+    assert report.after["turned"].average > report.before["turned"].average + 0.2
+    assert report.masks[digits.train.labels == 1][:, CORNER, CORNER].double().mean() > 0.8
+
+
+def test_the_published_rows(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(demonstration, "side_by_side", None)  # nothing is missing
+    rows = demonstration.demonstrate()
+    assert len(rows) == len(saved(demonstration.RESULTS)) == 35
+    assert len({row["made_with"] for row in rows}) == 1
+    assert "dirty" not in rows[0]["made_with"]
+    validation = [row for row in rows if row["part"] == "val"]
+    worst = [summarize([row["after_turned_worst"] for row in validation if candidate.items() <= row.items()]).mean
+             for candidate in CANDIDATES]
+    assert CHOSEN == CANDIDATES[worst.index(max(worst))]
+    assert [row["seed"] for row in rows if row["part"] == "test"] == list(SEEDS)
