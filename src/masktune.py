@@ -3,6 +3,7 @@
 `masktune` repairs a classifier of your own; the rest is what it is made of, in the order in which it happens.
 """
 
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -166,7 +167,8 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
     sets = data_sets(data, tests or {})
     train = sets["train"]
     old = working_copy(model, layer, mean, std, reshape_transform).to(device)
-    options = dict(lr=float(lr), batch_size=int(batch_size), precision=precision, augmentation=augment, seed=int(seed))
+    options = dict(lr=float(lr), batch_size=int(batch_size), precision=precision, augmentation=augment,
+                   seed=operator.index(seed))
     settings = {"layer": old.layer, "epochs": int(epochs), "k": float(k), "iterations": int(iterations),
                 "accumulate": bool(accumulate), "mean": old.mean.flatten().tolist(), "std": old.std.flatten().tolist(),
                 **options, "augmentation": getattr(augment, "__name__", repr(augment))}

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ def data_sets(train: object, tests: object) -> dict[str, Images]:
         raise ValueError("expected names of tests other than 'train', which is the training set's own")
     found = {"train": _images("the training set", train)}
     for name, data in tests.items():
-        found[name] = _images(f"tests[{name!r}]", data, found["train"].classes)
+        found[str(name)] = _images(f"tests[{name!r}]", data, found["train"].classes)
     return found
 
 
@@ -45,6 +46,7 @@ def _images(name: str, data: object, classes: tuple[str, ...] | None = None) -> 
         if not isinstance(getattr(data, "labels", None), Tensor):
             data = load_dataset(data)
         named = getattr(data, "classes", None)
+        named = named and tuple(map(str, named))
         check_images(data.images)
         count = len(named or classes or range(max(2, int(data.labels.max()) + 1)))
         check_labels(data.labels, data.images, count, "the data set names" if named or classes else "there are")
@@ -52,7 +54,7 @@ def _images(name: str, data: object, classes: tuple[str, ...] | None = None) -> 
         if groups is not None and (groups.dtype != torch.int64 or groups.shape != data.labels.shape):
             raise ValueError(f"expected groups torch.int64 {tuple(data.labels.shape)}, one for each image, got "
                              f"{groups.dtype} {tuple(groups.shape)}")
-        found = Images(data.images, data.labels, tuple(named or classes or map(str, range(count))), groups)
+        found = Images(data.images, data.labels, named or classes or tuple(map(str, range(count))), groups)
         return found if classes is None else found.with_classes(classes)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from error
@@ -103,19 +105,27 @@ def rehearse(model: Classifier, data: Images, new_optimizer: Callable[[nn.Module
         raise ValueError("expected a model with weights, got lazy layers that have seen no image yet")
     if not trainable:
         raise ValueError("expected weights that may learn, got a model in which requires_grad is False for all")
-    for channels_last in (True, False):  # the faster layout, which `view` in a model may not stand
-        model.channels_last = channels_last
-        try:
-            logits = _infer(model, data)
-            break
-        except Exception as error:  # a model can fail in any way
-            if not channels_last:
-                raise ValueError(f"{type(model.model).__name__} fails on images {tuple(data.images[:PROBE].shape)} in "
-                                 f"eval mode: {type(error).__name__}: {error}") from error
-    _check_logits(logits, data)
+    _check_logits(_first_logits(model, data), data)
     _check_map(model, data)
     _try_epoch(model, data, new_optimizer, lr=lr, batch_size=batch_size, precision=precision, augmentation=augmentation,
                seed=seed)
+
+
+def _first_logits(model: Classifier, data: Images) -> Tensor:
+    """The logits of a few images, in the first way to hand them over that the model takes.
+
+    Channels come last, which is faster, but where the model's `view` does not stand it; they are as many as its first
+    convolution takes, or the other number, if that is not the first to be called.
+    """
+    first = None
+    for channels_last, grey in product((True, False), (model.grey, not model.grey)):
+        model.channels_last, model.grey = channels_last, grey
+        try:
+            return _infer(model, data)
+        except Exception as error:  # a model can fail in any way
+            first = first or error
+    raise ValueError(f"{type(model.model).__name__} fails on images {tuple(data.images[:PROBE].shape)} in eval mode: "
+                     f"{type(first).__name__}: {first}") from first
 
 
 def _infer(model: Classifier, data: Images) -> Tensor:

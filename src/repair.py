@@ -23,6 +23,7 @@ from .saliency import heatmaps
 FEW, MANY = 0.001, 0.5  # shares of hidden pixels at which a repair is doubtful
 SPOT = 0.8  # share of a class's images in which one pixel is hidden, from which on it is called one spot
 EXAMPLES = 10  # images of the gallery
+FIGURES = 20  # classes whose mean masks are drawn
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,15 @@ class Report:
         return "\n".join([*lines, *self.failures])
 
     def figures(self) -> dict[str, object]:
-        """The mean masks of the classes, and a gallery: matplotlib figures by name."""
+        """The mean masks of the classes, of many those with the hottest spots, and a gallery: figures by name."""
         import matplotlib.pyplot as plt
 
         from .report import figures  # here: training needs no matplotlib
 
         made = {}
         if self.mean_masks is not None:
-            made["mean_masks"] = figures.mean_masks(self.mean_masks, self.classes)
+            most = self.mean_masks.amax((1, 2)).argsort(descending=True, stable=True)[:FIGURES].sort().values
+            made["mean_masks"] = figures.mean_masks(self.mean_masks[most], [self.classes[label] for label in most])
         if self.examples is not None:
             made["gallery"] = figures.repair(self.examples, self.classes)
         for figure in made.values():

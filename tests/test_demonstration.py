@@ -57,5 +57,5 @@ def test_the_published_rows(monkeypatch):
     validation = [row for row in rows if row["part"] == "val"]
     worst = [summarize([row["after_turned_worst"] for row in validation if candidate.items() <= row.items()]).mean
              for candidate in CANDIDATES]
-    assert CHOSEN == CANDIDATES[worst.index(max(worst))]
+    assert CANDIDATES[worst.index(max(worst))] == CHOSEN
     assert [row["seed"] for row in rows if row["part"] == "test"] == list(SEEDS)

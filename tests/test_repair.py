@@ -134,38 +134,30 @@ def test_options_of_a_practitioner(shortcut):
 
 def test_a_repair_goes_on_where_it_was_interrupted(shortcut, tmp_path, monkeypatch):
     model, train, _ = shortcut
-    options = dict(layer="12", lr=0.01, batch_size=64, iterations=2, epochs=2)
-    whole = masktune(model, train, **options)[0]
-    calls = []
+    calls, stop = [], 60  # in the third of four epochs of 22 steps, after one of the dry run
 
-    def stops(batch: torch.Tensor) -> torch.Tensor:
+    def noise(batch: torch.Tensor) -> torch.Tensor:
         calls.append(0)
-        if len(calls) == 60:  # in the third of four epochs of 22 steps, after one of the dry run
+        if len(calls) == stop:
             raise KeyboardInterrupt
-        return batch
+        return batch + 0.1 * torch.rand_like(batch)
 
-    stops.__name__ = goes = "same"
+    options = dict(layer="12", lr=0.01, batch_size=64, iterations=2, epochs=2, augment=noise)
     with pytest.raises(KeyboardInterrupt):
-        masktune(model, train, **options, augment=stops, checkpoint=tmp_path / "repair.pt")
-
-    def same(batch: torch.Tensor) -> torch.Tensor:
-        calls.append(0)
-        return batch
-
-    assert same.__name__ == goes
-    calls.clear()
-    resumed, report = masktune(model, train, **options, augment=same, checkpoint=tmp_path / "repair.pt")
+        masktune(model, train, **options, checkpoint=tmp_path / "repair.pt")
+    calls, stop = [], 0
+    resumed, report = masktune(model, train, **options, checkpoint=tmp_path / "repair.pt")
     assert len(calls) == 1 + 2 * 22
-    assert equal(resumed, whole)
-    loaded, again = masktune(model, train, **options, augment=same, checkpoint=tmp_path / "repair.pt")
-    assert equal(loaded, whole)
+    assert equal(resumed, masktune(model, train, **options)[0])
+    loaded, again = masktune(model, train, **options, checkpoint=tmp_path / "repair.pt")
+    assert equal(loaded, resumed)
     assert torch.equal(again.masks[:], report.masks[:])
     with pytest.raises(CheckpointError, match=r"belongs to another experiment \(k: expected 1.0, got 2.0"):
-        masktune(model, train, **options, augment=same, k=1, checkpoint=tmp_path / "repair.pt")
+        masktune(model, train, **options, k=1, checkpoint=tmp_path / "repair.pt")
     other = copy.deepcopy(model)
     nn.init.zeros_(other[-1].weight)
     with pytest.raises(CheckpointError, match=r"belongs to another experiment \(model: "):
-        masktune(other, train, **options, augment=same, checkpoint=tmp_path / "repair.pt")
+        masktune(other, train, **options, checkpoint=tmp_path / "repair.pt")
     torch.save(model.state_dict(), tmp_path / "mine.pt")
     with pytest.raises(CheckpointError, match="no checkpoint of this version"):
         masktune(model, train, **options, checkpoint=tmp_path / "mine.pt")
@@ -509,7 +501,8 @@ def test_one_channel_and_coloured_images():
         repair(Net(channels=1))
 
 
-def test_what_wraps_a_model_is_taken_off():
+def test_what_wraps_a_model_is_taken_off(monkeypatch):
+    monkeypatch.setattr(sys.modules["torch.nn.parallel.data_parallel"], "_get_available_device_type", lambda: None)
     whole = repair(Net())[0]
     for wrapped in (nn.DataParallel(Net()), torch.compile(Net(), backend="eager")):
         for layer in ("f", "module.f", "_orig_mod.f"):

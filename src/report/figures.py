@@ -121,7 +121,7 @@ def repair(examples, classes: Sequence[str]) -> Figure:
     figure = _rows([("image", examples.images, {}), ("heat map", examples.heat, HEAT),
                     ("masked", examples.images.masked_fill(examples.masks[:, None], 0), {})])
     for axis, label, before, after in zip(figure.axes, examples.labels, examples.before, examples.after, strict=False):
-        axis.set_title("\n→ ".join(classes[one] for one in (label, before, after)), fontsize=8,
+        axis.set_title("\n→ ".join(classes[one][:18] for one in (label, before, after)), fontsize=8,
                        color="black" if label == after else WRONG)
     return figure
 
