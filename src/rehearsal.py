@@ -57,7 +57,7 @@ def _images(name: str, data: object, classes: tuple[str, ...] | None = None) -> 
         found = Images(data.images, data.labels, named or classes or tuple(map(str, range(count))), groups)
         return found if classes is None else found.with_classes(classes)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from error
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{name}: {error}") from error
 
 
 def working_copy(model: nn.Module, layer: str, mean: Sequence[float], std: Sequence[float],
