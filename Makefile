@@ -18,7 +18,7 @@ lab: .venv/ready
 
 test: .venv/ready
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 studies: .venv/ready
 	$(BIN)/python -m src.experiments studies

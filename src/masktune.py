@@ -3,7 +3,6 @@
 `masktune` repairs a classifier of your own; the rest is what it is made of, in the order in which it happens.
 """
 
-import operator
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ from .datasets.images import Images
 from .device import best_device, room_for
 from .inference import inference_batch, pixels
 from .masks import Masks
-from .rehearsal import as_given, data_sets, rehearse, warn_if_wrong, working_copy
-from .repair import FEW, MANY, Report, hidden_share, scored
+from .rehearsal import as_given, data_sets, first_scores, rehearse, working_copy
+from .repair import FEW, MANY, Report, hidden_share
 from .saliency import heatmaps
 from .seeding import generator
 from .state import State, digest
@@ -157,6 +156,7 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         CheckpointError: the checkpoint is of something else, or cannot be written.
         FloatingPointError: the loss or the weights are no longer finite.
     """
+    check_number("seed", seed, seed % 1 == 0, "a whole number")
     check_number("epochs", epochs, epochs >= 1 and epochs % 1 == 0, "a whole number of at least 1")
     check_number("iterations", iterations, iterations >= 1 and iterations % 1 == 0, "a whole number of at least 1")
     check_number("batch_size", batch_size, batch_size >= 1 and batch_size % 1 == 0, "a whole number of at least 1")
@@ -168,7 +168,7 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
     train = sets["train"]
     old = working_copy(model, layer, mean, std, reshape_transform).to(device)
     options = dict(lr=float(lr), batch_size=int(batch_size), precision=precision, augmentation=augment,
-                   seed=operator.index(seed))
+                   seed=int(seed))
     settings = {"layer": old.layer, "epochs": int(epochs), "k": float(k), "iterations": int(iterations),
                 "accumulate": bool(accumulate), "mean": old.mean.flatten().tolist(), "std": old.std.flatten().tolist(),
                 **options, "augmentation": getattr(augment, "__name__", repr(augment))}
@@ -193,8 +193,7 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
 
     with torch.enable_grad(), torch.cuda.device(device if device.type == "cuda" else -1):
         rehearse(old, train, new_optimizer, **options)
-        before = {name: scored(old, found) for name, found in sets.items()}
-        warn_if_wrong(before["train"])
+        before = first_scores(old, sets)
         images, labels = (tensor.to(room_for(train.images, device)) for tensor in (train.images, train.labels))
         if checkpoint is None:
             state = fresh()

@@ -14,7 +14,9 @@ from .classifier import Classifier, copied
 from .datasets.images import Images, load_dataset
 from .inference import evaluating, pixels
 from .metrics import Score
+from .repair import scored
 from .saliency import SMALLEST, coarse_maps, suggest_layers
+from .seeding import seeded
 from .state import State
 from .training import check_epoch, epoch_batches, run_epoch
 
@@ -72,6 +74,11 @@ def working_copy(model: nn.Module, layer: str, mean: Sequence[float], std: Seque
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected model to be a torch.nn.Module, got a {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("expected a model of Python modules, got one of TorchScript, whose layers cannot be looked "
+                         "into; pass the model that it was made of")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("expected to be called outside of torch.inference_mode, in which nothing can be trained")
     if layer is None:
         raise ValueError("expected layer to name a module of the model, got None; suggest_layers(model, images) lists "
                          "good ones")
@@ -86,11 +93,24 @@ def working_copy(model: nn.Module, layer: str, mean: Sequence[float], std: Seque
     return copy
 
 
-def warn_if_wrong(train: Score) -> None:
-    """Warn of a model that is hardly right on its own training images."""
-    if train.average < max(0.5, 1.5 / len(train.classes)) and len(train.classes) > 1:
-        warnings.warn(f"the model is right on only {train.average:.1%} of the training images: are mean and std, the "
-                      "size of the images and the order of the classes those that it was trained with?", stacklevel=3)
+def first_scores(model: Classifier, sets: dict[str, Images]) -> dict[str, Score]:
+    """Score the model on every data set, and warn if it is hardly right on its own training images.
+
+    Raises:
+        ValueError: it fails on the images of one.
+    """
+    scores = {}
+    for name, data in sets.items():
+        try:
+            scores[name] = scored(model, data)
+        except RuntimeError as error:  # images of another size, for one
+            raise ValueError(f"{name}: {type(model.model).__name__} fails on images {tuple(data.images.shape)}: "
+                             f"{error}") from error
+    right, classes = scores["train"].average, len(sets["train"].classes)
+    if classes > 1 and right < max(0.5, 1.5 / classes):
+        warnings.warn(f"the model is right on only {right:.1%} of the training images: are mean and std, the size of "
+                      "the images and the order of the classes those that it was trained with?", stacklevel=3)
+    return scores
 
 
 def rehearse(model: Classifier, data: Images, new_optimizer: Callable[[nn.Module], torch.optim.Optimizer], *, lr: float,
@@ -182,10 +202,19 @@ def _try_epoch(model: Classifier, data: Images, new_optimizer: Callable, *, batc
     sizes = [len(batch) for batch in epoch_batches(len(data), batch_size, 0, 0)]
     few = slice(0, max(parallel.world(), min(PROBE, *sizes, len(data))))
     trial = copied(model)
-    state = State(trial, new_optimizer(trial))
-    check_epoch(state, data.images, data.labels, batch_size, options["precision"], lr=options["lr"])
-    if len({group["lr"] for group in state.optimizer.param_groups}) > 1:
+    optimizer = new_optimizer(trial)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"expected optimizer to make a torch.optim.Optimizer of a list of weights, got a "
+                        f"{type(optimizer).__name__}")
+    moved = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if not {id(weight) for weight in moved} <= {id(weight) for weight in trial.parameters()}:
+        raise ValueError("expected an optimizer of the weights that it is made of, got others, such as those of the "
+                         "model before it was copied; write optimizer=lambda weights: ...")
+    if len({group["lr"] for group in optimizer.param_groups}) > 1:
         raise ValueError("expected an optimizer whose parameter groups share one LR, which lr= sets; got several")
+    state = State(trial, optimizer)
+    check_epoch(state, data.images, data.labels, batch_size, options["precision"], lr=options["lr"])
+    _check_augmentation(options["augmentation"], _probe(model, data), options["seed"])
     try:
         run_epoch(state, data.images[few], data.labels[few], batch_size=len(data), **options)
     except FloatingPointError:
@@ -196,6 +225,21 @@ def _try_epoch(model: Classifier, data: Images, new_optimizer: Callable, *, batc
     if all(weight.grad is None for weight in trial.parameters()):
         raise ValueError("expected a loss that depends on weights that may learn, got no gradient for any; the model "
                          "runs under torch.no_grad, or what is not frozen is not used")
+
+
+def _check_augmentation(augmentation: Callable | None, images: Tensor, seed: int) -> None:
+    if augmentation is None or hasattr(augmentation, "draw"):  # ours
+        return
+    with seeded(seed, "rehearsal"):
+        made = augmentation(images.clone())
+    if not isinstance(made, Tensor) or not made.is_floating_point() or made.shape[:2] != images.shape[:2] or (
+            made.dim() != 4):
+        raise ValueError(f"expected augment to give a batch {tuple(images.shape)} of floats, as it gets, got "
+                         f"{f'{made.dtype} {tuple(made.shape)}' if isinstance(made, Tensor) else type(made).__name__}")
+    low, high = made.min().item(), made.max().item()
+    if not (low >= -1 and high <= 2):  # a little noise is as may be
+        raise ValueError(f"expected augment to give images in [0, 1], got [{low:.3g}, {high:.3g}]; leave "
+                         "normalisation to mean= and std=")
 
 
 def as_given(model: nn.Module, given: nn.Module) -> nn.Module:

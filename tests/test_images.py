@@ -16,7 +16,7 @@ from src.datasets.images import load_dataset, load_folder, save_folder
 from tests.conftest import REPOSITORY
 from tests.miniature import make_folder
 
-X = torch.rand(3, 8, 8)
+X = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def picture(path, size=(9, 9), **options):
@@ -198,7 +198,7 @@ def test_normalised_floats_are_undone():
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     normal = (X - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     assert torch.equal(load_dataset([(normal, 0)], mean=mean, std=std).images[0], (X * 255).round().byte())
-    with pytest.raises(ValueError, match=r"got values in \[-2\.\d+, .*pass mean= and std= to have it undone"):
+    with pytest.raises(ValueError, match=r"got values in \[-\d\.\d+, .*pass mean= and std= to have it undone"):
         load_dataset([(normal, 0)])
     with pytest.raises(ValueError, match=r"expected mean and std to undo the normalisation, got values in \["):
         load_dataset([(normal, 0)], mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -134,7 +134,7 @@ def test_options_of_a_practitioner(shortcut):
 
 def test_a_repair_goes_on_where_it_was_interrupted(shortcut, tmp_path, monkeypatch):
     model, train, _ = shortcut
-    calls, stop = [], 60  # in the third of four epochs of 22 steps, after one of the dry run
+    calls, stop = [], 60  # in the third of four epochs of 22 steps, after two of the dry run
 
     def noise(batch: torch.Tensor) -> torch.Tensor:
         calls.append(0)
@@ -147,7 +147,7 @@ def test_a_repair_goes_on_where_it_was_interrupted(shortcut, tmp_path, monkeypat
         masktune(model, train, **options, checkpoint=tmp_path / "repair.pt")
     calls, stop = [], 0
     resumed, report = masktune(model, train, **options, checkpoint=tmp_path / "repair.pt")
-    assert len(calls) == 1 + 2 * 22
+    assert len(calls) == 2 + 2 * 22
     assert equal(resumed, masktune(model, train, **options)[0])
     loaded, again = masktune(model, train, **options, checkpoint=tmp_path / "repair.pt")
     assert equal(loaded, resumed)
@@ -276,12 +276,28 @@ def test_what_is_wrong_with_test_sets_is_found_at_the_door(tests, message):
     ("optimizer", lambda weights: torch.optim.LBFGS(weights), "cannot be trained on .*closure"),
     ("optimizer", lambda weights: torch.optim.SGD([{"params": weights[:1], "lr": 1}, {"params": weights[1:]}]),
      "parameter groups share one LR"),
-    ("augment", lambda batch: batch.mean(1), "cannot be trained on .*")])
+    ("optimizer", lambda weights: None, "a torch.optim.Optimizer of a list of weights, got a NoneType"),
+    ("optimizer", lambda weights: torch.optim.SGD(Net().parameters()), "an optimizer of the weights that it is made"),
+    ("augment", lambda batch: batch.mean(1), r"expected augment to give a batch \(8, 3, 32, 32\) of floats, .*got"),
+    ("augment", lambda batch: batch.byte(), "got torch.uint8"), ("augment", lambda batch: None, "got NoneType"),
+    ("augment", lambda batch: 9 * batch - 4, r"images in \[0, 1\], got \[-4, 5\]; leave normalisation"),
+    ("seed", 0.5, "expected seed to be a whole number, got 0.5")])
 def test_options_have_bounds(option, value, message):
     model = Net()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         repair(model, **{option: value})
     assert sum(Net.trained) <= 8  # the dry run at most
+
+
+def test_where_nothing_can_be_trained():
+    with pytest.raises(ValueError, match="expected a model of Python modules, got one of TorchScript"):
+        repair(torch.jit.trace(Net().eval(), torch.rand(2, 3, 32, 32)))
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"outside of torch\.inference_mode"):
+        repair(Net())
+    with pytest.raises(ValueError, match=r"big: View fails on images \(16, 3, 40, 40\)"):
+        repair(View(), tests={"big": images(side=40)})
+    with pytest.raises(TypeError, match="got the path 'photos/train'; load_folder reads folders of images"):
+        repair(Net(), "photos/train")
 
 
 def test_the_model_is_returned_whatever_happens_to_the_report(monkeypatch):

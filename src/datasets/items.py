@@ -1,6 +1,7 @@
 """Items of any data set of torch or others, read as they are meant: a picture, a label, perhaps a group."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy
 import torch
@@ -21,6 +22,8 @@ def map_style(data: object) -> Sequence:
         if hasattr(data, "__len__") and drawn not in (None, len(data)):
             raise ValueError(f"expected a DataLoader over all of its data set, got one whose sampler draws {drawn} of "
                              f"{len(data)} items; pass a torch.utils.data.Subset")
+    if isinstance(data, (str, Path)):
+        raise TypeError(f"expected a data set, got the path {str(data)!r}; load_folder reads folders of images")
     if isinstance(data, Mapping):
         raise TypeError(f"expected one data set, got a {type(data).__name__} with {', '.join(map(str, data))}; pass "
                         "one of them")
