@@ -13,6 +13,7 @@ from .checks import check_images, check_labels
 from .classifier import Classifier, copied
 from .datasets.images import Images, load_dataset
 from .inference import evaluating, pixels
+from .masks import CHUNK
 from .metrics import Score
 from .repair import scored
 from .saliency import SMALLEST, coarse_maps, suggest_layers
@@ -20,6 +21,7 @@ from .seeding import seeded
 from .state import State
 from .training import check_epoch, epoch_batches, run_epoch
 
+COLOURED = "the model takes one channel, and there are coloured images; make them grey first"
 PROBE = 8  # images that the dry run looks at
 
 
@@ -126,6 +128,8 @@ def rehearse(model: Classifier, data: Images, new_optimizer: Callable[[nn.Module
     if not trainable:
         raise ValueError("expected weights that may learn, got a model in which requires_grad is False for all")
     _check_logits(_first_logits(model, data), data)
+    if model.grey and not all((part == part[:, :1]).all() for part in data.images.split(CHUNK)):
+        raise ValueError(COLOURED)
     _check_map(model, data)
     _try_epoch(model, data, new_optimizer, lr=lr, batch_size=batch_size, precision=precision, augmentation=augmentation,
                seed=seed)
@@ -151,7 +155,7 @@ def _first_logits(model: Classifier, data: Images) -> Tensor:
 def _infer(model: Classifier, data: Images) -> Tensor:
     probe = _probe(model, data)
     if model.grey and not (probe == probe[:, :1]).all():
-        raise ValueError("it takes one channel, and the images are coloured; make them grey first")
+        raise ValueError(COLOURED)
     with evaluating(model), torch.no_grad():
         return model(probe)
 
@@ -169,13 +173,16 @@ def _check_logits(logits: Tensor, data: Images) -> None:
                          f"with {logits.shape[1]}; give it a new last layer, or name all its classes with classes=")
     if not logits.isfinite().all():
         raise ValueError("expected finite logits, got NaN or infinity; the weights or the images are not finite")
-    sums, one = logits.sum(1), logits[:, 1]
-    if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+    sums = logits.sum(1)
+    one_output = torch.equal(logits[:, 0], -logits[:, 1])  # which `logits_of` has halved
+    outputs = 2 * logits[:, 1] if one_output else logits
+    low, high = outputs.min().item(), outputs.max().item()
+    if low >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         warnings.warn("the model's outputs add up to 1: they look like probabilities, not logits. A second softmax "
                       "would flatten loss and heat maps; take the softmax off its end", stacklevel=4)
-    elif torch.equal(logits[:, 0], -one) and one.min() >= 0 and one.max() <= 0.5 and one.max() - one.min() > 0.2:
-        warnings.warn("the model's one output goes from near 0 to near 1 and no further: it looks like a probability, "
-                      "not a logit; take the sigmoid off its end", stacklevel=4)  # `logits_of` has halved it
+    elif 0 <= low < high - 0.5 and high <= 1:
+        warnings.warn(f"the model's output{' goes' if one_output else 's go'} from near 0 to near 1 and no further, "
+                      "like probabilities rather than logits; take the sigmoid off its end", stacklevel=4)
 
 
 def _check_map(model: Classifier, data: Images) -> None:

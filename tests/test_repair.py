@@ -388,7 +388,8 @@ class Soft(Net):
 
 class Sigmoid(Net):
     def forward(self, x):
-        return (1000 * (super().forward(x) - super().forward(x).mean())).sigmoid()
+        logits = super().forward(x)
+        return (1e5 * (logits - logits.mean())).sigmoid()
 
 
 class LogSoft(Net):
@@ -398,7 +399,8 @@ class LogSoft(Net):
 
 def test_probabilities_in_the_place_of_logits_are_warned_of():
     for model, message in ((Soft(), "the model's outputs add up to 1.*take the softmax off"),
-                           (Sigmoid(1), "the model's one output .*take the sigmoid off")):
+                           (Sigmoid(1), "the model's output goes .*take the sigmoid off"),
+                           (Sigmoid(2), "the model's outputs go .*take the sigmoid off")):
         with pytest.warns(UserWarning, match=message):
             repair(model)
     for model in (LogSoft(), Net(), Net(1)):
@@ -513,8 +515,10 @@ def test_one_channel_and_coloured_images():
     grey = images()
     grey = Images(grey.images[:, :1].expand(-1, 3, -1, -1).contiguous(), grey.labels, grey.classes)
     assert repair(Net(channels=1), grey, mean=(0.1307,), std=(0.3081,))[1].hidden > 0.001
-    with pytest.raises(ValueError, match="it takes one channel, and the images are coloured; make them grey"):
-        repair(Net(channels=1))
+    grey.images[3, 2] = 0
+    for coloured in (grey, images()):
+        with pytest.raises(ValueError, match="the model takes one channel, and there are coloured images"):
+            repair(Net(channels=1), coloured)
 
 
 def test_what_wraps_a_model_is_taken_off(monkeypatch):
