@@ -144,6 +144,49 @@ def test_nothing_is_saved_that_would_come_back_otherwise(labels, classes, messag
     assert not list(tmp_path.iterdir())
 
 
+# files as cameras and programs write them
+
+CORNERS = torch.tensor([[0, 80], [160, 255]], dtype=torch.uint8).repeat_interleave(8, 0).repeat_interleave(12, 1)
+
+
+@pytest.mark.parametrize(("orientation", "seen"), [
+    (1, CORNERS), (2, CORNERS.flip(1)), (3, CORNERS.flip(0, 1)), (4, CORNERS.flip(0)), (5, CORNERS.T),
+    (6, CORNERS.T.flip(1)), (7, CORNERS.T.flip(0, 1)), (8, CORNERS.T.flip(0))])
+def test_a_picture_is_shown_as_the_camera_was_held(orientation, seen, tmp_path):
+    (tmp_path / "a").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(CORNERS.numpy()).save(tmp_path / "a" / "1.jpg", exif=exif, quality=100)
+    data = load_folder(tmp_path, tuple(seen.shape))
+    assert (data.images[0, 0].int() - seen.int()).abs().max() <= 2  # JPEG
+
+
+@pytest.mark.parametrize(("mode", "ending"), [("RGBA", "png"), ("LA", "png"), ("LA", "tif"), ("P", "png")])
+def test_what_is_transparent_shows_white(mode, ending, tmp_path):
+    (tmp_path / "a").mkdir()
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))  # a red that nobody was meant to see
+    image.paste((0, 0, 0, 255), (0, 0, 4, 8))
+    options = {}
+    if mode == "P":
+        image = image.convert("P", palette=Image.Palette.ADAPTIVE)
+        options = {"transparency": image.getpixel((7, 7))}
+    (image if mode == "P" else image.convert(mode)).save(tmp_path / "a" / f"1.{ending}", **options)
+    shown = load_folder(tmp_path, 8).images[0]
+    assert (shown[:, :, :4] == 0).all()
+    assert (shown[:, :, 4:] == 255).all()
+
+
+@pytest.mark.parametrize(("name", "mode", "options"), [
+    ("progressive.jpg", "RGB", {"progressive": True}), ("grey.jpg", "L", {}), ("cmyk.jpg", "CMYK", {}),
+    ("one bit.png", "1", {}), ("größe 1, ü.png", "RGB", {}), ("写真.webp", "RGB", {"lossless": True}),
+    ("UPPER.JPEG", "RGB", {"format": "JPEG"}), ("big.tif", "RGB", {"compression": "tiff_lzw"})])
+def test_files_of_many_kinds_and_names(name, mode, options, tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (9, 9), "white").convert(mode).save(tmp_path / "a" / name, **options)
+    Image.new("RGB", (1, 1), "white").save(tmp_path / "a" / "smallest.png")
+    assert (load_folder(tmp_path, 8, cache=tmp_path / "pixels").images >= 254).all()
+
+
 # data sets of torch and others
 
 

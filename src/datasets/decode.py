@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from tqdm import tqdm
@@ -22,7 +22,7 @@ from ..files import flush_to_disk, locked, put_in_place, write_whole
 
 LONGEST = 100  # times the shorter side
 CHUNK = 32  # images: what a thread decodes at a time
-FORMAT = "masktune pixels, 2"  # of a file of decoded pixels; count it up when `decode` comes to give other pixels
+FORMAT = "masktune pixels, 3"  # of a file of decoded pixels; count it up when `decode` comes to give other pixels
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python names it since 3.13
 
 
@@ -37,6 +37,8 @@ class View:
 
 def fit(image: Image.Image | Tensor, view: View) -> Tensor:
     """Return a picture as seen by a view: (3, height, width) uint8. Grey, CMYK and palettes become RGB.
+
+    A camera's note of how it was held (EXIF) is followed; what is transparent shows white, as viewers show it.
 
     image: a PIL image, or (1 or 3, H, W) uint8 or float in [0, 1]. One that `resize` leaves too small for the frame is
     padded with black.
@@ -59,7 +61,10 @@ def fit(image: Image.Image | Tensor, view: View) -> Tensor:
     elif isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):  # Pillow would clip instead of scaling
             raise ValueError(f"expected 8 bits a channel, got pixels of mode {image.mode}")
-        image.info.pop("transparency", None)  # of a palette; Pillow would warn that it is dropped
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:  # which hides colours that were never meant to be seen
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = pil_to_tensor(image.convert("RGB"))
     else:
         raise TypeError(f"expected a PIL image or a tensor (3, H, W), got a {type(image).__name__}")
