@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from .classifier import Classifier
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _conv_block(channels_in: int, channels_out: int) -> list[nn.Module]:
@@ -81,6 +84,41 @@ class _Shortcut(nn.Module):
         return F.pad(features[:, :, ::2, ::2], (0, 0, 0, 0, 0, features.shape[1]))
 
 
+class Backbone(Classifier):
+    """A classifier of torchvision by its name: (B, 3, H, W) in [0, 1] -> (B, num_classes) logits, normalised inside.
+
+    Args:
+        name: as of `torchvision.models.get_model`, such as "mobilenet_v2".
+        weights: as of `ResNet50`. A file may lack the last layer.
+        layer: the saliency layer; that of `LAYERS`, the family's last block, if not given.
+
+    Raises:
+        ValueError, FileNotFoundError: as of `ResNet50`, or there is no such classifier.
+    """
+
+    LAYERS: ClassVar = {  # by how names begin
+        "resnet": "layer4", "resnext": "layer4", "wide_resnet": "layer4", "mobilenet": "features",
+        "efficientnet": "features", "squeezenet": "features", "densenet": "features", "vgg": "features",
+        "alexnet": "features", "convnext": "features", "mnasnet": "layers", "regnet": "trunk_output",
+        "shufflenet": "conv5", "googlenet": "inception5b", "inception": "Mixed_7c", "swin": "norm",
+        "maxvit": "blocks.3"}
+
+    def __init__(self, name: str, num_classes: int = 2, weights: str | Path | None = None, layer: str | None = None
+                 ) -> None:
+        known = torchvision.models.list_models(module=torchvision.models)
+        layer = layer or next((value for start, value in self.LAYERS.items() if name.startswith(start)), None)
+        if name not in known or layer is None:
+            raise ValueError(f"expected a classifier of torchvision such as {', '.join(self.LAYERS)}, and a layer for "
+                             f"those of other families, got {name!r}")
+        quiet = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        model = torchvision.models.get_model(name, num_classes=num_classes, **quiet)
+        head = [part for part, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
+        if weights is not None:
+            content = _read_weights(name, weights)
+            model.load_state_dict(fitted(model, content, f"{head}.", str(weights)))
+        super().__init__(model, layer, IMAGENET_MEAN, IMAGENET_STD)
+
+
 class ResNet50(Classifier):
     """torchvision's ResNet-50: (B, 3, H, W) in [0, 1] -> (B, num_classes) logits. Normalisation is its first layer.
 
@@ -99,8 +137,8 @@ class ResNet50(Classifier):
         model = torchvision.models.resnet50()
         model.fc = nn.Linear(model.fc.in_features, num_classes)
         if weights is not None:
-            model.load_state_dict(fitted(model, _resnet50_weights(weights), "fc.", str(weights)))
-        super().__init__(model, "layer4.2", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # ImageNet's
+            model.load_state_dict(fitted(model, _read_weights("resnet50", weights), "fc.", str(weights)))
+        super().__init__(model, "layer4.2", IMAGENET_MEAN, IMAGENET_STD)
 
 
 def fitted(model: nn.Module, content: object, head: str, source: str) -> dict[str, Tensor]:
@@ -145,15 +183,16 @@ def fitted(model: nn.Module, content: object, head: str, source: str) -> dict[st
     return own | found
 
 
-def _resnet50_weights(weights: str | Path) -> object:
-    known = torchvision.models.ResNet50_Weights.__members__
+def _read_weights(name: str, weights: str | Path) -> object:
+    """What a file of weights of a model holds, or torchvision's weights of that name, which are downloaded once."""
+    known = torchvision.models.get_model_weights(name).__members__
     if weights in known:
         url = known[weights].url
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         try:
             return torch.hub.load_state_dict_from_url(url, folder, "cpu", progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:  # no network; a file that is damaged
-            raise FileNotFoundError(f"ResNet50: the weights {weights} are unavailable ({error}); get {url} and put it "
+            raise FileNotFoundError(f"{name}: the weights {weights} are unavailable ({error}); get {url} and put it "
                                     f"into {folder}, or name the file as weights=") from error
     path = Path(weights).expanduser()
     if not path.is_file():
@@ -161,5 +200,5 @@ def _resnet50_weights(weights: str | Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # any file can be named
-        raise ValueError(f"{weights} holds no weights of torchvision's ResNet-50 ({type(error).__name__}: "
+        raise ValueError(f"{weights} holds no weights of torchvision's {name} ({type(error).__name__}: "
                          f"{str(error).splitlines()[0]})") from error

@@ -3,7 +3,9 @@ import torch
 import torchvision
 from torch import nn
 
-from src.models import ResNet32, ResNet50, SmallCNN
+from src.models import Backbone, ResNet32, ResNet50, SmallCNN
+from src.saliency import xgradcam
+from tests.conftest import REPOSITORY
 
 SHAPES = {  # of the weights that the official code publishes for 2 classes
     "backbone.0": (16, 3, 3, 3), "backbone.1": (16,), "backbone.3": (16, 16, 3, 3), "backbone.4": (16,),
@@ -75,6 +77,39 @@ def test_weights_of_something_else_are_named(resnet, tmp_path):
     torch.save({**resnet, "n_averaged": torch.tensor(1)}, tmp_path / "w.pth")
     with pytest.warns(UserWarning, match="passed over what belongs to no part of the model: n_averaged"):
         ResNet50(2, tmp_path / "w.pth")
+
+
+WEIGHTS = REPOSITORY.parent / "shared" / "weights"
+
+
+@pytest.mark.parametrize(("name", "file"), [("mobilenet_v2", "mobilenet_v2_features.pt"),
+                                            ("squeezenet1_1", "squeezenet1_1.pt")])
+def test_backbones_of_torchvision_with_real_weights(name, file):
+    """Of the first, all but the last layer is in the file; of both, that is another for two classes."""
+    if not WEIGHTS.exists():
+        pytest.skip(f"the ImageNet weights are not in {WEIGHTS.parent.name}/{WEIGHTS.name}")
+    content = torch.load(WEIGHTS / file, weights_only=True)
+    model = Backbone(name, 2, WEIGHTS / file).eval()
+    assert all(torch.equal(model.model.state_dict()[key], value) for key, value in content.items()
+               if key.startswith("features"))
+    images = torch.rand(2, 3, 160, 160)
+    assert model(images).shape == (2, 2)
+    assert xgradcam(model, images).amax((1, 2)).tolist() == pytest.approx([1, 1], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "densenet121", "regnet_y_400mf", "swin_t", "alexnet"])
+def test_backbones_name_their_layer_and_keep_a_head_that_fits(name, tmp_path):
+    torch.manual_seed(0)
+    two, thousand = Backbone(name, 2), Backbone(name, 1000)
+    for source, kept in ((two, True), (thousand, False)):
+        torch.save(source.model.state_dict(), tmp_path / "w.pth")
+        loaded = Backbone(name, 2, tmp_path / "w.pth")
+        last = list(loaded.model.parameters())[-2]  # the weights; the biases after it may be 0 in all
+        assert torch.equal(last, list(two.model.parameters())[-2]) == kept
+        assert torch.equal(next(loaded.model.parameters()), next(source.model.parameters()))
+    assert xgradcam(two.eval(), torch.rand(1, 3, 64, 64)).shape == (1, 64, 64)
+    with pytest.raises(ValueError, match=r"expected a classifier of torchvision such as resnet, .*got 'resnet19'"):
+        Backbone("resnet19")
 
 
 def test_pooling_before_relu_changes_no_bit():

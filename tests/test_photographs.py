@@ -196,7 +196,7 @@ def test_imagenet_weights_from_a_file(tmp_path, monkeypatch):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
     for name, message in (("other.pth", r"conv1.weight in .*other.pth to be \(64, 3, 7, 7\), got \(1,\)"),
-                          ("text.pth", "text.pth holds no weights of torchvision's ResNet-50")):
+                          ("text.pth", "text.pth holds no weights of torchvision's resnet50")):
         with pytest.raises(ValueError, match=message):
             ResNet50(2, tmp_path / name)
     with pytest.raises(ValueError, match=r"expected weights to be a file or one of IMAGENET1K_V1.*, got 'IMAGENET'"):
