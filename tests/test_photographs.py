@@ -186,6 +186,22 @@ def test_recipes_are_the_papers():
         replace(WATERBIRDS.erm, select="first")
 
 
+def test_a_recipe_with_a_backbone_of_torchvision(place, tmp_path):
+    torch.manual_seed(0)
+    torch.save(torchvision.models.mobilenet_v2().features.state_dict(prefix="features."), tmp_path / "w.pt")
+    many = small(WATERBIRDS, epochs=1, batch_size=32, lr=0.01)
+    erm = replace(many.erm, model="mobilenet_v2", weights=str(tmp_path / "w.pt"), layer="features.3",
+                  train_view=View(64, 64), test_view=View(64, 64), augmentation=Augmentation(side=64))
+    one = run(replace(many, name="backbone", erm=erm), seed=0)
+    assert one.erm.model.saliency_layer is one.erm.model.model.features[3]
+    assert 0 < one.finetuned.masks.share() < 0.5
+    assert not same(one.erm.model, one.finetuned.model)
+    with pytest.raises(ValueError, match="expected layer to be None for ResNet50"):
+        replace(WATERBIRDS.erm, layer="layer3")
+    with pytest.raises(ValueError, match="or a classifier of torchvision, got 'resnet19'"):
+        replace(WATERBIRDS.erm, model="resnet19")
+
+
 def test_imagenet_weights_from_a_file(tmp_path, monkeypatch):
     source = torchvision.models.resnet50()
     torch.save(source.state_dict(), tmp_path / "resnet50.pth")

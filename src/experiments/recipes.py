@@ -4,11 +4,15 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torchvision
+from torchvision.models import list_models
+
 from ..augmentation import Affine, Augmentation
 from ..checks import PRECISIONS, check_fields
 from ..datasets import TEST_SETS, View
 
-MODELS = ("SmallCNN", "ResNet32", "ResNet50")
+OURS = ("SmallCNN", "ResNet32", "ResNet50")
+MODELS = (*OURS, *list_models(module=torchvision.models))  # torchvision's by name, as `models.Backbone` takes them
 FINETUNES = ("masktune", "randmask", "plain")
 ENDINGS = ("constant", "decay", "average")
 SELECTIONS = ("last", "best")
@@ -30,6 +34,7 @@ class Erm:
     precision: str = "fp32"  # of the training steps, the fine-tune's too; "bf16" is faster on a GPU
     classes: int = 2
     weights: str | None = None  # from which training starts: torchvision's name, or a file; None: random ones
+    layer: str | None = None  # of a model of torchvision, to be explained; None: the last block of its family
     augmentation: Augmentation | Affine | None = None  # of the training images, after the masks
     optimizer: str = "SGD"  # paper
     select: str = "last"  # the epoch from which masks and fine-tune start; "best": by accuracy on the validation set
@@ -38,10 +43,12 @@ class Erm:
 
     def __post_init__(self) -> None:
         check_fields(self, ("dataset", self.dataset in self.DATASETS, f"one of {self.DATASETS}"),
-               ("model", self.model in MODELS, f"one of {MODELS}"),
+               ("model", self.model in MODELS, f"one of {OURS} or a classifier of torchvision"),
                ("optimizer", self.optimizer in OPTIMIZERS, f"one of {OPTIMIZERS}"),
                ("classes", self.classes >= 2, "at least 2"),
-               ("weights", self.weights is None or self.model == "ResNet50", f"None for {self.model}"),
+               ("weights", self.weights is None or self.model not in ("SmallCNN", "ResNet32"),
+                f"None for {self.model}"),
+               ("layer", self.layer is None or self.model not in OURS, f"None for {self.model}, which names its own"),
                ("select", self.select in SELECTIONS, f"one of {SELECTIONS}"),
                ("epochs", self.epochs >= 1, "at least 1"),
                ("batch_size", self.batch_size >= 1, "at least 1 image"),

@@ -18,7 +18,7 @@ from ..device import best_device, cores, cpu_threads, room_for
 from ..inference import accuracy, infer
 from ..masks import Masks
 from ..masktune import masktune_epoch, randmask_epoch
-from ..models import ResNet32, ResNet50, SmallCNN
+from ..models import Backbone, ResNet32, ResNet50, SmallCNN
 from ..seeding import generator
 from ..state import State
 from ..training import sgd, train_epoch, weight_average
@@ -54,12 +54,16 @@ def load_data(erm: Erm, seed: int = 0, part: str = "train", root: Path | str | N
     return datasets.load(erm.dataset, part, root=root or DATA, seed=seed, **erm.data_options(part))
 
 
-def new_model(seed: int, name: str = "SmallCNN", classes: int = 2, weights: str | None = None) -> nn.Module:
-    """A model with PyTorch's default initialisation, a pure function of the seed; ResNet50 can start from `weights`."""
+def new_model(seed: int, name: str = "SmallCNN", classes: int = 2, weights: str | None = None,
+              layer: str | None = None) -> nn.Module:
+    """A model with PyTorch's default initialisation, a pure function of the seed.
+
+    torchvision's can start from `weights`, and be explained at another `layer`: see `Backbone`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "weights").initial_seed())
-        model = (ResNet50(classes, weights) if name == "ResNet50" else
-                 {"SmallCNN": SmallCNN, "ResNet32": ResNet32}[name](classes))
+        ours = {"SmallCNN": SmallCNN, "ResNet32": ResNet32, "ResNet50": partial(ResNet50, weights=weights)}
+        model = ours[name](classes) if name in ours else Backbone(name, classes, weights, layer)
     return model.to(best_device(), memory_format=torch.channels_last)
 
 
@@ -93,7 +97,7 @@ def run_erm(setting: Setting, seed: int) -> State:
 
     def fresh() -> State:
         weights = None if path.exists() else erm.weights  # a file that is there has its own
-        model = new_model(seed, erm.model, erm.classes, weights)
+        model = new_model(seed, erm.model, erm.classes, weights, erm.layer)
         return State(model, new_optimizer(model, erm))
 
     def advance(state: State) -> dict[str, float]:
