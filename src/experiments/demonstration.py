@@ -25,7 +25,7 @@ CORNER = slice(-SIDE - 1, -1)  # at the lower right, one pixel from the edge
 TRAIN, VALIDATION, TEST = 5_000, 2_000, 2_000  # images; the validation images are of MNIST's training set, too
 SEEDS, CHOOSING_SEEDS = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)
 CANDIDATES = tuple({"lr": lr, "batch_size": size} for lr, size in product((0.01, 0.02, 0.03), (16, 32)))
-CHOSEN = {"lr": 0.02, "batch_size": 16}  # by the worst class of the validation images with marks turned
+CHOSEN = {"lr": 0.03, "batch_size": 16}  # by the mean accuracy of the worse class of `turned`, on validation images
 
 
 @dataclass(frozen=True)
