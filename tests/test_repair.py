@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+import torch.distributed as dist
 import torchvision
 from pytorch_grad_cam import XGradCAM
 from torch import nn
@@ -225,6 +226,17 @@ class Tokens(Net):
         return self.head(self.last(self.f(x).flatten(2).transpose(1, 2)).mean(1))
 
 
+class Prefixed(Tokens):
+    """Two tokens of the model's own come before those of the grid."""
+
+    num_prefix_tokens = 2
+
+    def forward(self, x):
+        tokens = self.f(x).flatten(2).transpose(1, 2)
+        tokens = self.last(torch.cat([torch.ones_like(tokens[:, :2]), tokens], 1))
+        return self.head(tokens[:, 2:].mean(1))
+
+
 @pytest.mark.parametrize(("model", "shape", "transform"), [
     (Last(), r"\(2, 30, 30, 8\), which looks like \(B, h, w, K\)", lambda output: output.permute(0, 3, 1, 2)),
     (Tokens(), r"\(2, 900, 8\)", lambda output: output.transpose(1, 2).unflatten(2, (30, 30)))])
@@ -235,6 +247,18 @@ def test_layouts_are_asked_for_and_not_guessed(model, shape, transform):
     assert torch.equal(masks[:], repair(model, layer="f")[1].masks[:])
     with pytest.raises(ValueError, match=r"expected reshape_transform to make \(B, K, h, w\)"):
         repair(model, layer="last", reshape_transform=lambda output: output[0])
+
+
+def test_models_of_timm_are_known_by_name():
+    """timm is not installed here: classes of its names and layouts stand for its own."""
+    vit = type("VisionTransformer", (Prefixed,), {"__module__": "timm.models.vision_transformer"})()
+    swin = type("SwinTransformerV2", (Last,), {"__module__": "timm.models.swin_transformer_v2"})()
+    plain = repair(Net())[1].masks[:]
+    for model in (vit, swin):
+        assert torch.equal(repair(model, layer="last")[1].masks[:], plain)
+    vit.num_prefix_tokens = 3
+    with pytest.raises(ValueError, match="tokens of a grid in proportion to images of 20 x 32 pixels, got 539"):
+        xgradcam(Classifier(vit, "last"), torch.rand(2, 3, 20, 32))
 
 
 @pytest.mark.parametrize(("outputs", "data", "message"), [
@@ -524,7 +548,12 @@ def test_one_channel_and_coloured_images():
 def test_what_wraps_a_model_is_taken_off(monkeypatch):
     monkeypatch.setattr(sys.modules["torch.nn.parallel.data_parallel"], "_get_available_device_type", lambda: None)
     whole = repair(Net())[0]
-    for wrapped in (nn.DataParallel(Net()), torch.compile(Net(), backend="eager")):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        distributed = nn.parallel.DistributedDataParallel(Net())
+    finally:
+        dist.destroy_process_group()
+    for wrapped in (nn.DataParallel(Net()), distributed, torch.compile(Net(), backend="eager")):
         for layer in ("f", "module.f", "_orig_mod.f"):
             repaired = repair(wrapped, layer=layer)[0]
             assert type(repaired) is Net
