@@ -34,12 +34,12 @@ class Erm:
     precision: str = "fp32"  # of the training steps, the fine-tune's too; "bf16" is faster on a GPU
     classes: int = 2
     weights: str | None = None  # from which training starts: torchvision's name, or a file; None: random ones
-    layer: str | None = None  # of a model of torchvision, to be explained; None: the last block of its family
     augmentation: Augmentation | Affine | None = None  # of the training images, after the masks
     optimizer: str = "SGD"  # paper
     select: str = "last"  # the epoch from which masks and fine-tune start; "best": by accuracy on the validation set
 
     DATASETS: ClassVar[tuple[str, ...]] = ()
+    layer: ClassVar[str | None] = None  # to be explained; None: what the model names itself
 
     def __post_init__(self) -> None:
         check_fields(self, ("dataset", self.dataset in self.DATASETS, f"one of {self.DATASETS}"),
@@ -95,6 +95,7 @@ class PhotographErm(Erm):
     lr: float = 1e-4  # paper
     lr_halved_every: int | None = None  # official code: its scheduler is never stepped
     weights: str | None = "IMAGENET1K_V1"  # the paper: pretrained on ImageNet; the field: these
+    layer: str | None = None  # of a model of torchvision, to be explained; None: the last block of its family
     augmentation: Augmentation | None = Augmentation()  # paper
     select: str = "best"  # official code, for the masks; it fine-tunes the last epoch's weights all the same
     train_view: View = View(256, 256, resize=256)  # of a file: what is kept, masked and cropped; ours
