@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src.datasets import CelebA, ImageNet9, View, Waterbirds
+from src.datasets import CelebA, ImageNet9, View, Waterbirds, load, missing, open_files
 from src.metrics import adjusted_average
 from tests.conftest import REPOSITORY
 from tests.miniature import write_csv
@@ -70,6 +70,15 @@ def test_waterbirds_with_something_missing(waterbirds):
     write_csv(waterbirds / "metadata.csv", [("img_filename", "y", "split", "place"), ("a.jpg", 2, 0, 0)])
     with pytest.raises(ValueError, match=r"metadata.csv, line 2: expected y to be 0 or 1, got '2'"):
         Waterbirds(waterbirds)
+
+
+def test_a_set_of_ones_own_in_the_layout_of_waterbirds(waterbirds, tmp_path_factory, recwarn):
+    root = tmp_path_factory.mktemp("data")
+    (root / "waterbirds_rebuilt").symlink_to(waterbirds)
+    assert open_files("Waterbirds, rebuilt", root=root).groups.tolist() == [0, 1, 3]
+    assert load("Waterbirds, rebuilt", "val", root=root, view=View(16, 16)).images.shape == (1, 3, 16, 16)
+    assert not recwarn  # its groups have no published sizes
+    assert "waterbirds_rebuilt" in missing("Waterbirds, rebuilt", root / "elsewhere")
 
 
 METADATA = "img_id,img_filename,y,split,place\n1,a.jpg,0,0,0\n2,b.jpg,1,0,1\n3,a.jpg,1,1,1\n"

@@ -53,15 +53,11 @@ def test_a_condition_has_one_row(rows):
     assert len(set(conditions)) == len(conditions) > 100
 
 
-def test_the_main_rows_are_of_one_clean_commit_and_one_thread(rows):
-    """Those of the main table and of the endings; the rest of the studies may be older, and says so."""
-    main = [row for row in rows if all(row[key] == value for key, value in studies.BASE.items()
-                                       if key not in ("method", "order", "ending"))
-            and row["method"] in ("erm", "randmask", "masktune")]
-    assert len(main) >= len(MNIST[0].seeds) * (1 + 2 * len(MNIST[0].orders))
-    origins = {row["made_with"] for row in main}
-    assert len(origins) == 1
-    assert re.search(r"family \d+, model \d+\), 1 thread, commit \w+$", origins.pop())
+def test_all_rows_are_of_one_clean_commit_one_processor_and_one_thread():
+    rows = [row for name in (*(setting.name for setting in MNIST), "ratio")
+            for row in saved(REPOSITORY / "results" / f"{name}.json")]
+    origin, = {row["made_with"] for row in rows}
+    assert re.search(r"family \d+, model \d+\), 1 thread, commit \w+$", origin)
 
 
 def test_rows_of_the_same_masks_agree_on_what_these_hit(rows):

@@ -11,7 +11,8 @@ from .spurious import TEST_SETS, DataUnavailable, SpuriousDigits, SpuriousMNIST,
 
 DIGIT_SETS = ("SpuriousMNIST", "SpuriousDigits")
 PARTS = {**dict.fromkeys(DIGIT_SETS, ("train", *TEST_SETS)),
-         **dict.fromkeys(("Waterbirds", "Waterbirds, corrected", "CelebA", *SOURCES), SPLITS),
+         **dict.fromkeys(("Waterbirds", "Waterbirds, corrected", "Waterbirds, rebuilt", "CelebA",
+                                    *SOURCES), SPLITS),
          "ImageNet9": ImageNet9.PARTS}
 
 
@@ -60,6 +61,8 @@ def open_files(dataset: str, part: str = "train", root: Path | str = "data") -> 
         return ImageNet9(root, part)
     if dataset in (*DIGIT_SETS, *SOURCES):
         raise ValueError(f"expected photographs with groups, got {dataset}")
+    if dataset == "Waterbirds, rebuilt":
+        return Waterbirds(root / "waterbirds_rebuilt", part, published=False)
     birds = root / "waterbird_complete95_forest2water2"
     return Waterbirds(birds, part, birds / "waterbirds_fixed.csv" if dataset == "Waterbirds, corrected" else None)
 

@@ -101,7 +101,8 @@ class PhotographErm(Erm):
     train_view: View = View(256, 256, resize=256)  # of a file: what is kept, masked and cropped; ours
     test_view: View = View(224, 224, resize=256)  # paper
 
-    DATASETS: ClassVar[tuple[str, ...]] = ("Waterbirds", "Waterbirds, corrected", "CelebA", "ImageNet9")
+    DATASETS: ClassVar[tuple[str, ...]] = ("Waterbirds", "Waterbirds, corrected", "Waterbirds, rebuilt", "CelebA",
+                                           "ImageNet9")
 
     def data_options(self, part: str) -> dict:
         return {"view": self.train_view if part == "train" else self.test_view}
