@@ -27,7 +27,7 @@ from .seeding import generator
 from .state import State, digest
 from .training import check_epoch, run_epoch, sgd
 
-RANDOM_SIDES = (2, 14)  # pixels, both ends included; the paper's RandMask
+RANDOM_SIDES = (2, 14)  # pixels of 28, both ends included; the paper's RandMask
 
 
 def hottest(heat: Tensor, k: float = 2.0) -> Tensor:
@@ -74,20 +74,25 @@ def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Masks |
     return masks
 
 
-def random_masks(n: int, side: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Masks:
-    """Return the masks of RandMask, the paper's control: one square in each of n images of side x side pixels.
+def random_masks(n: int, size: int | tuple[int, int], seed: int, epoch: int, device: torch.device | str = "cpu"
+                 ) -> Masks:
+    """Return the masks of RandMask, the paper's control: one square in each of n images.
 
-    Its side is drawn from 2..14, its centre uniformly over the image; the square is clipped at the border. A pure
+    size: pixels of a side, or (height, width). The square's side is drawn from 2..14 in images of 28 pixels, and in
+    proportion to the shorter side of others; its centre uniformly over the image; it is clipped at the border. A pure
     function of the arguments.
     """
+    height, width = lengths = (size, size) if isinstance(size, int) else tuple(size)
+    smallest, largest = (max(1, round(side * min(lengths) / 28)) for side in RANDOM_SIDES)
     draw = generator(seed, "randmask", epoch)
-    sides = torch.randint(RANDOM_SIDES[0], RANDOM_SIDES[1] + 1, (n, 1), generator=draw)
-    first = torch.randint(0, side, (n, 2), generator=draw) - sides // 2  # (row, column) of the corner
-    line = torch.arange(side)
-    inside = (line >= first[..., None]) & (line < (first + sides)[..., None])  # (n, 2, side): rows, columns
-    masks = Masks((n, side, side), device=device)
+    sides = torch.randint(smallest, largest + 1, (n, 1), generator=draw)
+    centres = torch.randint(0, max(lengths), (n, 2), generator=draw) * torch.tensor(lengths) // max(lengths)
+    first = centres - sides // 2  # (row, column) of the corner
+    rows, columns = ((torch.arange(length) >= first[:, [i]]) & (torch.arange(length) < first[:, [i]] + sides)
+                     for i, length in enumerate(lengths))
+    masks = Masks((n, height, width), device=device)
     for chunk in masks.chunks():
-        masks[chunk] = (inside[chunk, 0, :, None] & inside[chunk, 1, None, :]).to(device)
+        masks[chunk] = (rows[chunk, :, None] & columns[chunk, None, :]).to(device)
     return masks
 
 
@@ -108,7 +113,7 @@ def randmask_epoch(state: State, images: Tensor, labels: Tensor, *, batch_size: 
                    **options) -> tuple[float, float]:
     """Run the paper's control: the same epoch, with masks in random places; arguments as of `masktune_epoch`."""
     check_epoch(state, images, labels, batch_size, precision, **options)
-    state.masks = random_masks(len(images), images.shape[-1], seed, state.epoch, images.device)
+    state.masks = random_masks(len(images), tuple(images.shape[2:]), seed, state.epoch, images.device)
     return run_epoch(state, images, labels, masks=state.masks, batch_size=batch_size, seed=seed, precision=precision,
                      **options)
 

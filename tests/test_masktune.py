@@ -70,6 +70,17 @@ def test_random_masks_are_clipped_squares_from_seed_and_epoch():
     assert not torch.equal(masks, random_masks(4000, 28, seed=2, epoch=7)[:])
 
 
+def test_random_masks_grow_with_the_image():
+    masks = random_masks(4000, (56, 112), seed=1, epoch=7)[:]
+    assert masks.shape == (4000, 56, 112)
+    heights, widths = masks.any(2).sum(1), masks.any(1).sum(1)
+    inside = ~(masks[:, [0, -1]].any(2).any(1) | masks[:, :, [0, -1]].any(2).any(1))
+    assert torch.equal(heights[inside], widths[inside])
+    assert heights[inside].unique().tolist() == list(range(4, 29))  # twice 2 to 14
+    assert masks.any(0).all()
+    assert masks.float().mean((0, 1))[28:-28].std() < 0.01  # as often on the left as on the right
+
+
 def test_a_fine_tune_is_one_epoch_in_train_mode(run, train, setting, finetuned):
     """BatchNorm's counters move by the batches of one epoch, also when the model arrives in eval mode."""
     batches = -(-len(train) // setting.erm.batch_size)

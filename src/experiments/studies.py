@@ -210,7 +210,8 @@ class Subject:
     @cached_property
     def random(self) -> Masks:
         """The masks of RandMask: the same for every order of the epoch."""
-        return random_masks(len(self.images), self.images.shape[-1], self.seed, self.erm.epoch, self.images.device)
+        size = tuple(self.images.shape[2:])
+        return random_masks(len(self.images), size, self.seed, self.erm.epoch, self.images.device)
 
     def hit(self, masks: Masks | None) -> Row:
         """What masks hit: `hidden`, the share of all pixels, and two numbers on the squares of class 0, the shortcut.
