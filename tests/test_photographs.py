@@ -192,7 +192,7 @@ def test_a_recipe_with_a_backbone_of_torchvision(place, tmp_path):
     many = small(WATERBIRDS, epochs=1, batch_size=32, lr=0.01)
     erm = replace(many.erm, model="mobilenet_v2", weights=str(tmp_path / "w.pt"), layer="features.3",
                   train_view=View(64, 64), test_view=View(64, 64), augmentation=Augmentation(side=64))
-    one = run(replace(many, name="backbone", erm=erm), seed=0)
+    one = run(replace(many, name="backbone", erm=erm), seed=0, threads=1)
     assert one.erm.model.saliency_layer is one.erm.model.model.features[3]
     assert 0 < one.finetuned.masks.share() < 0.5
     assert not same(one.erm.model, one.finetuned.model)
