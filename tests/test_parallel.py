@@ -134,7 +134,7 @@ def test_all_results_come_or_the_first_error(processes, capfd):
 
 LINGER = """
 from src.experiments.workers import side_by_side
-list(side_by_side(exec, 3 * ["import os, time; os.write(1, b'here\\n'); time.sleep(600)"], "lingering", 2))
+list(side_by_side(exec, 3 * ["import os, time; os.write(1, b'here' + bytes([10])); time.sleep(600)"], "lingering", 2))
 """
 
 
