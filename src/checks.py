@@ -57,6 +57,16 @@ def check_number(name: str, value: float, good: bool, valid: str) -> None:
         raise ValueError(f"expected {name} to be {valid}, got {value!r}")
 
 
+def check_count(name: str, value: float) -> None:
+    """A setting is a whole number of at least 1."""
+    check_number(name, value, value >= 1 and value % 1 == 0, "a whole number of at least 1")
+
+
+def check_threshold(k: float) -> None:
+    """k of m + k s."""
+    check_number("k", k, k >= 0, "a finite number of standard deviations, not negative")
+
+
 def check_fields(config: object, *rules: tuple[str, bool, str]) -> None:
     """Raise ValueError for the first field that is not valid, naming it and what would be: (field, good, what is)."""
     for name, good, valid in rules:

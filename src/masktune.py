@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from . import parallel
 from .checkpoint import load_or_run
-from .checks import check_images, check_masks, check_number
+from .checks import check_count, check_images, check_masks, check_number, check_threshold
 from .classifier import copied, unwrapped
 from .datasets.images import Images
 from .device import best_device, room_for
@@ -59,7 +59,7 @@ def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Masks |
     """
     check_images(images)
     check_masks(hidden, images)
-    check_number("k", k, k >= 0, "a finite number of standard deviations, not negative")
+    check_threshold(k)
     batch_size = batch_size or inference_batch(images)
     device = next(model.parameters()).device
     masks = Masks((len(images), *images.shape[2:]), device=images.device)
@@ -162,10 +162,10 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         FloatingPointError: the loss or the weights are no longer finite.
     """
     check_number("seed", seed, seed % 1 == 0, "a whole number")
-    check_number("epochs", epochs, epochs >= 1 and epochs % 1 == 0, "a whole number of at least 1")
-    check_number("iterations", iterations, iterations >= 1 and iterations % 1 == 0, "a whole number of at least 1")
-    check_number("batch_size", batch_size, batch_size >= 1 and batch_size % 1 == 0, "a whole number of at least 1")
-    check_number("k", k, k >= 0, "a finite number of standard deviations, not negative")
+    check_count("epochs", epochs)
+    check_count("iterations", iterations)
+    check_count("batch_size", batch_size)
+    check_threshold(k)
     check_number("lr", lr, lr > 0, "a positive, finite number")
     parallel.start()
     device = torch.device(device or best_device())

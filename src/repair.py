@@ -150,6 +150,15 @@ class Report:
             plt.close(figure)  # shown by whoever asked, and not once more by the notebook
         return made
 
+    def _pictures(self) -> dict[str, bytes]:
+        """The figures as PNG files."""
+        pictures = {}
+        for name, figure in self.figures().items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png")
+            pictures[name] = buffer.getvalue()
+        return pictures
+
     def save(self, folder: Path | str) -> None:
         """Write `report.json` and the figures as PNG files.
 
@@ -161,7 +170,7 @@ class Report:
         if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= names):
             raise FileExistsError(f"expected {folder} to be free, or to hold a report and nothing else; use another "
                                   "name")
-        pictures = {name: _png(figure) for name, figure in self.figures().items()}
+        pictures = self._pictures()
         write_whole(folder / "report.json", json.dumps(self.as_dict(), indent=1, ensure_ascii=False).encode())
         for name, content in pictures.items():
             write_whole(folder / f"{name}.png", content)
@@ -175,7 +184,7 @@ class Report:
                   "</table>", "<table>", line(("class", "pixels hidden"), "th"),
                   *(line((name, f"{share:.1%}")) for name, share in self.hidden_by_class.items()), "</table>"]
         try:
-            pictures = {name: _png(figure) for name, figure in self.figures().items()}
+            pictures = self._pictures()
         except ImportError as error:
             parts.append(f"<p>No figures without matplotlib ({html.escape(str(error))}).</p>")
         else:
@@ -223,9 +232,3 @@ def examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks) -> Exam
     heat = heatmaps(old, seen, old.saliency_layer)
     guesses = [infer(model, images).argmax(1).cpu() for model in (old, new)]
     return Examples(seen.cpu(), heat.cpu(), masks[chosen.to(masks.bits.device)].cpu(), labels[chosen], *guesses)
-
-
-def _png(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

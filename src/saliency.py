@@ -108,11 +108,11 @@ def map_transform(model: nn.Module, layer: nn.Module, output: Tensor, images: Te
             raise ValueError(f"expected reshape_transform to make (B, K, h, w) of the output {shape} of {name}, got "
                              f"{tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__}")
         return given
-    family = type(getattr(model, "model", model))
+    inner = getattr(model, "model", model)  # of a `Classifier`
+    family = type(inner)
     known = family.__module__.split(".")[0] in ("torchvision", "timm")
     if len(shape) == 3 and known and family.__name__ == "VisionTransformer":
-        model = getattr(model, "model", model)
-        return lambda tokens: _grid(tokens, getattr(model, "num_prefix_tokens", 1), images)
+        return lambda tokens: _grid(tokens, getattr(inner, "num_prefix_tokens", 1), images)
     if len(shape) == 4 and len(output) == len(images):
         first, last = (_distortion(sides, images) for sides in (shape[1:3], shape[2:4]))
         if isinstance(layer, CONVOLUTIONAL) or last < min(first, DISTORTION) or (

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from . import parallel
 from .augmentation import Affine, Augmentation
-from .checks import PRECISIONS, check_images, check_labels, check_masks, check_number
+from .checks import PRECISIONS, check_count, check_images, check_labels, check_masks, check_number
 from .inference import infer, pixels
 from .masks import Masks
 from .seeding import epoch_order, seeded
@@ -46,7 +46,7 @@ def check_epoch(state: State, images: Tensor, labels: Tensor, batch_size: int, p
                 masks: Masks | Tensor | None = None, *, lr: float, **_others) -> None:
     """Raise TypeError or ValueError, naming what was expected and what came, before anything is trained."""
     check_number("lr", lr, lr >= 0, "a finite number, not negative")
-    check_number("batch_size", batch_size, batch_size >= 1 and batch_size % 1 == 0, "a whole number of at least 1")
+    check_count("batch_size", batch_size)
     if precision not in PRECISIONS:
         raise ValueError(f"expected precision to be one of {PRECISIONS}, got {precision!r}")
     check_images(images)

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from ..files import write_whole
 from ..seeding import generator
 from .decode import View, fit
-from .images import class_files
-from .photographs import SPLITS, Waterbirds
+from .images import class_files, files_below
+from .photographs import SPLITS, Waterbirds, csv_rows
 
 SHARES = {"train": 0.6, "val": 0.1, "test": 0.3}  # of the objects of each class, where no split is given
 SCALE = (0.55, 0.85)  # the object's longer side as a share of the frame's
@@ -77,14 +78,11 @@ def plan(objects: Path, masks: Path, scenes: dict[str, Path], classes: Path, cor
 
 def _labels(classes: Path) -> dict[str, tuple[int, str | None]]:
     """The label of each folder of objects, and its split if the list has one."""
-    with classes.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, skipinitialspace=True))
     labels = {}
-    for line, row in enumerate(rows, 2):
-        label, split = row.get("label"), row.get("split") or None
-        if not row.get("folder") or label not in ("0", "1") or split not in (None, *SPLITS):
-            raise ValueError(f"{classes}, line {line}: expected a folder, a label 0 or 1, and a split of {SPLITS} or "
-                             f"none, got {dict(row)}")
+    for row in csv_rows(classes, ("folder", "label"), "it names the folders of objects"):
+        label, split, line = row["label"], row.get("split") or None, row.pop("line")
+        if not row["folder"] or label not in ("0", "1") or split not in (None, *SPLITS):
+            raise ValueError(f"{line}: expected a folder, a label 0 or 1, and a split of {SPLITS} or none, got {row}")
         labels[row["folder"]] = int(label), split
     if {label for label, _ in labels.values()} != {0, 1}:
         raise ValueError(f"expected folders of both labels in {classes}, got {len(labels)} folders")
@@ -131,9 +129,9 @@ def _split(rank: int, count: int) -> str:
 
 def _scenes(folder: Path, seed: int) -> dict[str, list[Path]]:
     """The scenes of one kind for each split, in random order, none in two of them."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    paths = [path for path in files_below(folder) if path.suffix.lower() in IMG_EXTENSIONS]
     if not paths:
-        raise FileNotFoundError(f"expected scenes as JPEG or PNG files in {folder}, got none")
+        raise FileNotFoundError(f"expected scenes as image files in {folder}, got none")
     order = torch.randperm(len(paths), generator=generator(seed, "compose scenes", folder.name)).tolist()
     parts: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for rank, i in enumerate(order):

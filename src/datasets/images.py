@@ -101,7 +101,7 @@ def class_files(root: Path | str, classes: Sequence[str] | None = None
                          + ("" if len(set(known)) == len(known) else "; each may be there but once"))
     paths, labels, skipped = [], [], Counter()
     for name in names:
-        files = _files(root / name)
+        files = files_below(root / name)
         images = [path for path in files if path.suffix.lower() in IMG_EXTENSIONS]
         skipped.update(path.suffix.lower() or "no ending" for path in set(files).difference(images))
         if not images and classes is None:
@@ -121,7 +121,7 @@ def _counts(name: str) -> bool:
     return not name.startswith(".") and name not in NOT_OURS
 
 
-def _files(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
     """All files below a folder that are not hidden, in torchvision's order."""
     found = []
     for here, folders, names in os.walk(folder, followlinks=True):

@@ -82,7 +82,7 @@ class Waterbirds(Grouped):
         root = Path(root)
         columns = ("img_filename", "y", "split", "place")
         file = Path(metadata or root / "metadata.csv")
-        chosen = _of_split(_rows(file, columns, self.SOURCE), "split", split, file)
+        chosen = _of_split(csv_rows(file, columns, self.SOURCE), "split", split, file)
         super().__init__([root / row["img_filename"].replace("\\", "/") for row in chosen],
                          [_bit(row, "y") for row in chosen], [_bit(row, "place") for row in chosen],
                          ("landbird", "waterbird"), ("land", "water"))
@@ -112,8 +112,8 @@ class CelebA(Grouped):
 
     def __init__(self, root: Path | str, split: str = "train") -> None:
         root = Path(root)
-        read = _rows if (root / "list_attr_celeba.csv").exists() else _columns
-        ending = "csv" if read is _rows else "txt"
+        read = csv_rows if (root / "list_attr_celeba.csv").exists() else _columns
+        ending = "csv" if read is csv_rows else "txt"
         file = root / f"list_eval_partition.{ending}"
         ours = {row["image_id"] for row in _of_split(read(file, ("image_id", "partition"), self.SOURCE), "partition",
                                                      split, file)}
@@ -193,7 +193,7 @@ def _of_split(rows: Iterator[dict[str, str]], column: str, split: str, file: Pat
     return found[split]
 
 
-def _rows(path: Path, columns: tuple[str, ...], source: str) -> Iterator[dict[str, str]]:
+def csv_rows(path: Path, columns: tuple[str, ...], source: str) -> Iterator[dict[str, str]]:
     """The rows of a CSV file that must have these columns; blank ones are passed over. "line" says where each is."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; {source}")
