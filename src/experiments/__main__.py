@@ -11,15 +11,15 @@ import argparse
 
 from .. import parallel
 from ..device import prepare
-from . import demonstration, stages, studies
-from .recipes import DIGITS, MNIST, PHOTOS, SELECTIVE
+from . import birds, demonstration, stages, studies
+from .recipes import BIRDS, DIGITS, MNIST, PHOTOS, SELECTIVE
 
-SETTINGS = {setting.name: setting for setting in (*MNIST, *DIGITS, *PHOTOS, *SELECTIVE)}
+SETTINGS = {setting.name: setting for setting in (*MNIST, *DIGITS, *PHOTOS, *BIRDS, *SELECTIVE)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("setting", choices=[*SETTINGS, "studies", "demonstration"])
+    parser.add_argument("setting", choices=[*SETTINGS, "studies", "demonstration", "birds"])
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the setting")
     parser.add_argument("--processes", type=int, default=1,
                         help="large trainings at once, which share the CPU's cores; of the SmallCNN, one on each core")
@@ -33,6 +33,8 @@ def main() -> None:
             studies.ratio_study(MNIST[0])
         elif arguments.setting == "demonstration":
             demonstration.demonstrate()
+        elif arguments.setting == "birds":
+            birds.choose(BIRDS[1])
         else:
             stages.run_all((SETTINGS[arguments.setting],), arguments.seeds, arguments.processes)
     finally:
