@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from .decode import View, cached
+from ..masks import Masks
+from .decode import View, cached, decode
 from .images import Images, class_files
 
 SPLITS = ("train", "val", "test")
@@ -89,6 +90,19 @@ class Waterbirds(Grouped):
         if published:
             self._check_counts(self.PUBLISHED[split])
         self._check_files(self.SOURCE)
+        self.root = root
+
+    def objects(self, view: View) -> Masks:
+        """The birds' pixels as seen by a view, (N, height, width): of a set that `compose` made, which keeps them.
+
+        Raises:
+            ValueError: `masks/FOLDER/NAME.png` is missing or unreadable for one of the images.
+        """
+        masks = Masks((len(self), view.height, view.width))
+        for i, path in enumerate(self.paths):
+            file = self.root / "masks" / path.relative_to(self.root).with_suffix(".png")
+            masks[[i]] = decode(file, view)[:1] > 127
+        return masks
 
 
 class CelebA(Grouped):

@@ -164,7 +164,7 @@ class Subject:
             return {(1, "constant"): _accuracies(self.erm.model, self.tests)}
         state = stages.start_finetune(self.setting.erm, self.erm)
         if condition["method"] == "dfr":
-            _refit_last_layer(state.model, self.images, self.labels, self.groups, self.seed)
+            refit_last_layer(state.model, self.images, self.labels, self.groups, self.seed)
             return {(1, "constant"): _accuracies(state.model, self.tests)}
         for part in state.model.train().modules() if condition["batchnorm"] == "frozen" else ():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
@@ -261,15 +261,17 @@ def _accuracies(model: nn.Module, tests: dict) -> Row:
             **{GROUPS[group]: value for group, value in groups.items()}, "worst": min(groups.values())}
 
 
-def _refit_last_layer(model: nn.Module, images: Tensor, labels: Tensor, groups: Tensor, seed: int) -> None:
-    """Deep feature reweighting (Kirichenko et al. 2023) of SmallCNN, in place: the mean of ten logistic regressions.
+def refit_last_layer(model: nn.Module, images: Tensor, labels: Tensor, groups: Tensor, seed: int) -> None:
+    """Deep feature reweighting (Kirichenko et al. 2023) of a model of two classes, in place: ten regressions' mean.
 
     Each is fitted to as many images of every group as the smallest has, with the L2 penalty 1 (the authors tune an L1).
     """
     from sklearn.linear_model import LogisticRegression
 
+    head = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)][-1]
     body = copy.deepcopy(model)
-    body.linear[-1] = nn.Identity()
+    parent, _, name = head.rpartition(".")
+    setattr(body.get_submodule(parent), name, nn.Identity())
     members = [torch.nonzero(groups == group).flatten() for group in range(4)]
     size, draw = min(map(len, members)), generator(seed, "dfr")
     lines = []
@@ -280,5 +282,5 @@ def _refit_last_layer(model: nn.Module, images: Tensor, labels: Tensor, groups: 
         lines.append(torch.from_numpy(numpy.append(fit.coef_[0], fit.intercept_)))
     *weight, bias = torch.stack(lines).mean(0)
     with torch.no_grad():
-        model.linear[-1].weight.copy_(torch.stack([torch.zeros(len(weight)), torch.stack(weight)]))
-        model.linear[-1].bias.copy_(torch.stack([torch.tensor(0.0), bias]))
+        model.get_submodule(head).weight.copy_(torch.stack([torch.zeros(len(weight)), torch.stack(weight)]))
+        model.get_submodule(head).bias.copy_(torch.stack([torch.tensor(0.0), bias]))

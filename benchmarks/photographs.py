@@ -1,0 +1,70 @@
+"""What photographs cost: ms an image for training and masks, and peak memory: `python -m benchmarks.photographs`.
+
+Synthetic pixels, batches of 32, all threads; the weights are random, which changes no time.
+"""
+
+import argparse
+import json
+import time
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from benchmarks.memory import Memory, in_own_process
+from src.device import best_device, made_with, prepare
+from src.experiments.stages import new_model
+from src.files import write_whole
+from src.masktune import find_masks
+from src.report import tables
+from src.seeding import generator
+from src.state import State
+from src.training import sgd, train_epoch
+
+MODELS, SIDES, PRECISIONS = ("mobilenet_v2", "ResNet50"), (112, 160, 224), ("fp32", "bf16")
+CASES = list(product(MODELS, SIDES, PRECISIONS))
+BATCH, IMAGES = 32, 96
+REPEATS = 3  # of which the median counts
+
+
+def measure(name: str, side: int, precision: str) -> dict:
+    """ms an image of an epoch and of its masks, which are always found in fp32, after a warm-up of each."""
+    prepare()
+    draw = generator(0, "photographs")
+    images = torch.randint(256, (IMAGES, 3, side, side), dtype=torch.uint8, generator=draw).to(best_device())
+    labels = torch.randint(2, (IMAGES,), generator=draw).to(best_device())
+    model = new_model(0, name)
+    state = State(model, sgd(model, 0.9, 1e-4))
+    train, masks = [], []
+    with Memory() as memory:
+        for _ in range(1 + REPEATS):
+            begun = time.perf_counter()
+            find_masks(model, images, batch_size=BATCH)
+            between = time.perf_counter()
+            train_epoch(state, images, labels, lr=0.0, batch_size=BATCH, seed=0, precision=precision)
+            state.finish_epoch()
+            masks.append((between - begun) / IMAGES * 1000)
+            train.append((time.perf_counter() - between) / IMAGES * 1000)
+    return {"model": name, "side": side, "precision": precision, "train_ms": sorted(train[1:])[REPEATS // 2],
+            "masks_ms": sorted(masks[1:])[REPEATS // 2], "peak_mb": memory.host, "device_mb": memory.device}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)  # each in a process of its own
+    parser.add_argument("--output", type=Path, default=Path("results/photographs.json"))
+    arguments = parser.parse_args()
+    if arguments.case is not None:
+        print(json.dumps(measure(*CASES[arguments.case])))
+        return
+    rows = []
+    for case in range(len(CASES)):
+        rows.append(in_own_process("benchmarks.photographs", "--case", str(case)))
+        print(rows[-1], flush=True)
+    result = {"made_with": made_with(), "rows": rows}
+    write_whole(arguments.output, (json.dumps(result, indent=1) + "\n").encode())
+    print(tables.costs(result))
+
+
+if __name__ == "__main__":
+    main()
