@@ -63,10 +63,12 @@ def main() -> None:
         parser.error("the published notebook shows MNIST, which is unavailable")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     execute(notebook)
+    picture = tagged(notebook, "results-figure", "image/png")
+    notebook.cells[0]["attachments"] = {FIGURE.name: {"image/png": picture}}  # the first screen shows it
     target = NOTEBOOK if arguments.publish else arguments.target
     write_whole(target, nbformat.writes(notebook).encode())
     if arguments.publish:
-        write_whole(FIGURE, base64.b64decode(tagged(notebook, "results-figure", "image/png")))
+        write_whole(FIGURE, base64.b64decode(picture))
         table = tagged(notebook, "results-table", "text/markdown")
         page = LANDING_PAGE.read_text()
         write_whole(LANDING_PAGE, TABLE.sub(lambda _: table, page).encode())

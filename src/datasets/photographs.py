@@ -83,13 +83,14 @@ class Waterbirds(Grouped):
         root = Path(root)
         columns = ("img_filename", "y", "split", "place")
         file = Path(metadata or root / "metadata.csv")
-        chosen = _of_split(csv_rows(file, columns, self.SOURCE), "split", split, file)
+        source = self.SOURCE if published else "made by `python -m src.datasets.compose`, say"
+        chosen = _of_split(csv_rows(file, columns, source), "split", split, file)
         super().__init__([root / row["img_filename"].replace("\\", "/") for row in chosen],
                          [_bit(row, "y") for row in chosen], [_bit(row, "place") for row in chosen],
                          ("landbird", "waterbird"), ("land", "water"))
         if published:
             self._check_counts(self.PUBLISHED[split])
-        self._check_files(self.SOURCE)
+        self._check_files(source)
         self.root = root
 
     def objects(self, view: View) -> Masks:

@@ -5,7 +5,6 @@ what the masks hit, and two oracles show what perfect masks would do. All start 
 Accuracies are in [0, 1], those that begin with `val` on the validation set: by them alone anything is chosen.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import cache, cached_property, lru_cache, partial
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from .. import datasets
 from ..classifier import copied
 from ..datasets import Images
-from ..device import best_device, cores, cpu_threads
+from ..device import best_device, cores
 from ..inference import accuracy, infer
 from ..masks import Masks
 from ..masktune import find_masks, random_masks
@@ -27,8 +26,9 @@ from ..rows import Row, matching, measured, row, saved
 from ..seeding import generator
 from ..state import State, digest
 from . import stages
+from .dfr import refit_last_layer
 from .recipes import Setting
-from .studies import RESULTS, refit_last_layer
+from .studies import RESULTS
 from .workers import side_by_side
 
 CHOOSING_SEEDS, CHOOSING_EPOCHS = (10, 11), 5  # of ERM's candidates, which see the validation set alone
@@ -45,7 +45,7 @@ BASE = {  # MaskTune as the paper has it; a condition says what differs
     "fill": "black",  # what hidden pixels show; "other": the same pixels of another training image, drawn for each
     "iteration": 1,  # the last of so many
     "accumulate": False,  # whether hidden pixels stay hidden in the next iteration
-    "erm_epochs": 3,  # after which masks and fine-tune start
+    "erm_epochs": 2,  # after which masks and fine-tune start
 }
 ORACLES = ("background hidden", "bird hidden")
 QUESTIONS: dict[str, list[Row]] = {
@@ -116,29 +116,16 @@ def _measure_all(setting: Setting, missing: list[Row]) -> Iterator[Row]:
     erms = list(dict.fromkeys((condition["seed"], condition["erm_epochs"]) for condition in missing))
     epochs = sum(epochs for _, epochs in erms) + sum(
         max(one["iteration"] for one in task) for task in tasks.values() if task[0]["method"] not in ("erm", "dfr"))
-    hours = epochs * seconds_per_epoch(setting) / (1 if best_device().type == "cuda" else cores()) / 3600
+    train, masks = stages.image_seconds(setting, images=128)
+    n, *held = (len(datasets.open_files(setting.erm.dataset, part, stages.DATA)) for part in ("train", "val", "test"))
+    seconds = epochs * train * n + len(tasks) * masks * (n + sum(held))  # a test takes as long as a mask, or less
+    hours = seconds / (1 if best_device().type == "cuda" else cores()) / 3600
     print(f"{setting.title}: {len(missing)} conditions, about {epochs} epochs: {hours:.1f} hours", flush=True)
     places = (stages.CHECKPOINTS, stages.DATA)
     for _ in side_by_side(partial(_train, setting, *places), erms, f"{setting.name}: ERM"):
         pass
     for rows in side_by_side(partial(_measure, setting, *places), tasks.values(), setting.name):
         yield from rows
-
-
-def seconds_per_epoch(setting: Setting, images: int = 128) -> float:
-    """How long an epoch, the masks before it and the tests after it take on one core, or the GPU: by a short trial."""
-    erm = setting.erm
-    data = stages.load_data(erm)
-    few = data.images[:images]
-    with cpu_threads(1):
-        model = stages.new_model(0, erm.model, erm.classes)
-        state = State(model, stages.new_optimizer(model, erm))
-        start = time.monotonic()
-        stages.train_epoch(state, few, data.labels[:images], lr=0.0, **stages.epoch_options(erm, 0))
-        trained = time.monotonic()
-        find_masks(model, few)
-    tested = sum(len(datasets.open_files(erm.dataset, part, stages.DATA)) for part in ("val", "test"))
-    return ((trained - start) * len(data) + (time.monotonic() - trained) * (len(data) + tested)) / images
 
 
 def _train(setting: Setting, checkpoints: Path, data: Path, which: tuple[int, int]) -> None:

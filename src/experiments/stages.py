@@ -2,6 +2,7 @@
 
 import copy
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -17,7 +18,7 @@ from ..datasets import DataUnavailable, Images, SpuriousDigits, SpuriousMNIST
 from ..device import best_device, cores, cpu_threads, room_for
 from ..inference import accuracy, infer
 from ..masks import Masks
-from ..masktune import masktune_epoch, randmask_epoch
+from ..masktune import find_masks, masktune_epoch, randmask_epoch
 from ..models import Backbone, ResNet32, ResNet50, SmallCNN
 from ..seeding import generator
 from ..state import State
@@ -212,6 +213,9 @@ def run_all(settings: tuple[Setting, ...], seeds: tuple[int, ...] | None = None,
     """
     pairs = [(setting, seed) for setting in settings for seed in seeds or setting.seeds]
     missing = [pair for pair in pairs if not _finished(*pair)]
+    if missing and parallel.leads():
+        hours = sum(_hours(setting) for setting, _ in missing)
+        print(f"{len(missing)} of {len(pairs)} runs are to be trained, or go on: at most {hours:.1f} hours", flush=True)
 
     def beside(large: bool, at_once: int | None, threads: int) -> None:
         tasks = [pair for pair in missing if (pair[0].threads is None) == large]
@@ -222,10 +226,31 @@ def run_all(settings: tuple[Setting, ...], seeds: tuple[int, ...] | None = None,
         beside(large=False, at_once=None, threads=1)
         if processes > 1:
             beside(large=True, at_once=processes, threads=max(1, cores() // processes))
-    runs = [run(setting, seed) for setting, seed in pairs]
-    if parallel.leads():
-        print(f"{2 * len(runs)} stages: those of {len(pairs) - len(missing)} runs loaded, of {len(missing)} trained")
-    return runs
+    return [run(setting, seed) for setting, seed in pairs]
+
+
+@cache
+def _hours(setting: Setting) -> float:
+    """How long one run of a setting takes where all cores, or the GPUs, work at such runs."""
+    train, masks = image_seconds(setting)
+    n = len(load_data(setting.erm))
+    seconds = n * (train * (setting.erm.epochs + setting.finetune.iterations) + masks * setting.finetune.iterations)
+    return seconds / (parallel.world() if best_device().type == "cuda" else cores()) / 3600
+
+
+def image_seconds(setting: Setting, images: int = 256) -> tuple[float, float]:
+    """Seconds that training and masks take for an image, on one core or one GPU, by a short trial."""
+    erm, data = setting.erm, load_data(setting.erm)
+    few, labels = data.images[:images].to(best_device()), data.labels[:images].to(best_device())
+    model = new_model(0, erm.model, erm.classes)
+    state, seconds = State(model, new_optimizer(model, erm)), []
+    with cpu_threads(1):
+        for work in (partial(train_epoch, state, few, labels, lr=0.0, **epoch_options(erm, 0)),
+                     partial(find_masks, model, few)):
+            begun = time.perf_counter()
+            work()
+            seconds.append((time.perf_counter() - begun) / len(few))
+    return tuple(seconds)
 
 
 def _finished(setting: Setting, seed: int) -> bool:

@@ -13,9 +13,8 @@ from itertools import product
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-import numpy
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..datasets import GROUPS, SQUARE
 from ..device import best_device
@@ -23,13 +22,14 @@ from ..inference import accuracy, infer, pixels
 from ..masks import Masks
 from ..masktune import find_masks, hottest, random_masks
 from ..metrics import score
-from ..rows import Row, measured, row
+from ..rows import Row, matching, measured, row, saved
 from ..saliency import resized, unit_range, xgradcam
 from ..seeding import generator
 from ..state import State
 from ..training import weight_average
 from . import stages
-from .recipes import ENDINGS, FINETUNE_LRS, FineTune, Setting
+from .dfr import refit_last_layer
+from .recipes import ENDINGS, FINETUNE_LRS, MNIST, FineTune, Setting
 from .workers import side_by_side
 
 RESULTS = Path("results")
@@ -39,7 +39,6 @@ THRESHOLDS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # k in m + k s
 ITERATIONS = 3  # official code: 1 to 3
 RATIOS = (0.0, 0.001, 0.01, 0.05, 0.2)  # of conflicting images
 RATIO_EPOCHS = 10
-DFR_DRAWS = 10  # of balanced subsets, averaged (Kirichenko et al. 2023)
 BASE = {  # MaskTune as it stands; a condition says what differs
     "method": "masktune",  # or "erm", "randmask"; "plain": the epoch without masks; "dfr": the last layer fitted anew
     # on training images with the groups equally large (Kirichenko et al. 2023), which needs images of every group
@@ -74,15 +73,30 @@ def ask(settings: Iterable[Setting], *questions: str) -> list[Row]:
     rows = []
     for setting in settings:
         erms = {seed: stages.run_erm(setting, seed).digest()[:16] for seed in setting.seeds}
-        conditions = {}  # in order, each but once
-        for question in questions:
-            for seed, change in product(setting.seeds, QUESTIONS[question]):
-                if _is_asked(question, setting, seed, change):
-                    condition = {"setting": setting.name, "seed": seed, "erm": erms[seed], **BASE,
-                                 "lr": setting.finetune.lr, **change}
-                    conditions[tuple(condition.values())] = condition
-        rows += measured(RESULTS / f"{setting.name}.json", conditions.values(), partial(_measure_all, setting))
+        rows += measured(_file(setting), _conditions(setting, questions, erms), partial(_measure_all, setting))
     return rows
+
+
+def shipped(*questions: str) -> list[Row]:
+    """The same rows for MNIST as `results/` has them: nothing is trained, measured, or compared with checkpoints."""
+    return [matching(rows, condition) for setting in MNIST for rows in [saved(_file(setting))]
+            for condition in _conditions(setting, questions)]
+
+
+def _file(setting: Setting) -> Path:
+    return RESULTS / f"{setting.name}.json"
+
+
+def _conditions(setting: Setting, questions: Iterable[str], erms: dict[int, str] | None = None) -> list[Row]:
+    """What some questions ask of a setting, each condition once; `erms` names the weights of each seed."""
+    conditions = {}
+    for question in questions:
+        for seed, change in product(setting.seeds, QUESTIONS[question]):
+            if _is_asked(question, setting, seed, change):
+                condition = {"setting": setting.name, "seed": seed, **({"erm": erms[seed]} if erms else {}), **BASE,
+                             "lr": setting.finetune.lr, **change}
+                conditions[tuple(condition.values())] = condition
+    return list(conditions.values())
 
 
 def _is_asked(question: str, setting: Setting, seed: int, change: Row) -> bool:
@@ -259,28 +273,3 @@ def _accuracies(model: nn.Module, tests: dict) -> Row:
     groups = {group: value for one in scored.values() for group, value in one.groups.items()}
     return {**{name: one.average for name, one in scored.items()},
             **{GROUPS[group]: value for group, value in groups.items()}, "worst": min(groups.values())}
-
-
-def refit_last_layer(model: nn.Module, images: Tensor, labels: Tensor, groups: Tensor, seed: int) -> None:
-    """Deep feature reweighting (Kirichenko et al. 2023) of a model of two classes, in place: ten regressions' mean.
-
-    Each is fitted to as many images of every group as the smallest has, with the L2 penalty 1 (the authors tune an L1).
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    head = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)][-1]
-    body = copy.deepcopy(model)
-    parent, _, name = head.rpartition(".")
-    setattr(body.get_submodule(parent), name, nn.Identity())
-    members = [torch.nonzero(groups == group).flatten() for group in range(4)]
-    size, draw = min(map(len, members)), generator(seed, "dfr")
-    lines = []
-    for _ in range(DFR_DRAWS):
-        chosen = torch.cat([group[torch.randperm(len(group), generator=draw)[:size].to(group.device)]
-                            for group in members])
-        fit = LogisticRegression(max_iter=1000).fit(infer(body, images[chosen]).cpu(), labels[chosen].cpu())
-        lines.append(torch.from_numpy(numpy.append(fit.coef_[0], fit.intercept_)))
-    *weight, bias = torch.stack(lines).mean(0)
-    with torch.no_grad():
-        model.get_submodule(head).weight.copy_(torch.stack([torch.zeros(len(weight)), torch.stack(weight)]))
-        model.get_submodule(head).bias.copy_(torch.stack([torch.tensor(0.0), bias]))

@@ -15,68 +15,65 @@ from torch import Tensor
 from ..datasets import CLASSES
 from ..metrics import summarize
 from ..rows import Row, pivot
-from .tables import NAMES
+from .tables import NAMES, TRAINING_SETS
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
-COLOURS = {"ERM": "#7f7f7f", "RandMask": "#e69f00", "MaskTune": "#0072b2"}  # Okabe-Ito, readable when colour-blind
+_CYCLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]  # of the style file: one colour means one thing everywhere
+COLOURS = dict(zip((*NAMES.values(), *TRAINING_SETS), _CYCLE, strict=True))
+HATCHES = {"raw": "", "malicious": "///"}
 WRONG = "#d62728"
 HEAT = dict(cmap="inferno", vmin=0, vmax=1)
 MASK = dict(cmap="gray", vmin=0, vmax=1)
 
 
-def results(rows: Sequence[Row], titles: dict[str, str]) -> Figure:
-    """Accuracy of ERM, RandMask and MaskTune on both test sets: mean over all runs of a method; whiskers: one std."""
-    figure, (axes,) = plt.subplots(1, len(titles), figsize=(4 * len(titles), 3.6), sharey=True, squeeze=False)
-    for axis, (setting, title) in zip(axes, titles.items(), strict=True):
-        for j, test_set in enumerate(("raw", "malicious")):
+def overview(image: Tensor, heatmap: Tensor, mask: Tensor, rows: Sequence[Row], titles: dict[str, str]) -> Figure:
+    """The method on a real image (3, H, W) float, its heat map (H, W) and mask (H, W) bool; below it, what comes of it.
+
+    Bars: accuracy of ERM, RandMask and MaskTune on both test sets, mean over all runs; whiskers: one std.
+    """
+    figure = plt.figure(figsize=(11.5, 7.2))
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.15), hspace=0.05)
+    strip, bars = above.subplots(1, 4), below.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    steps = [(image, {}, "1  train on the images (ERM)"), (heatmap, HEAT, "2  where does it look?"),
+             (mask, MASK, "3  hide what is hottest"), (image.masked_fill(mask, 0), {}, "4  one epoch on the rest")]
+    for axis, (picture, style, title) in zip(strip, steps, strict=True):
+        _show(axis, picture, style, title)
+    for left, right in pairwise(strip):
+        above.add_artist(ConnectionPatch((1.06, 0.5), (-0.06, 0.5), "axes fraction", "axes fraction", axesA=left,
+                                         axesB=right, arrowstyle="-|>", mutation_scale=18, color="0.3", linewidth=1.8))
+    for axis, (setting, title) in zip(bars, titles.items(), strict=True):
+        for j, (test_set, hatch) in enumerate(HATCHES.items()):
             accuracies = pivot([row for row in rows if row["setting"] == setting], ("method",), test_set)
             for i, ((method,), values) in enumerate(accuracies.items()):
                 summary = summarize([100 * value for value in values])
                 x, whisker = j + 0.28 * (i - 1), summary.std if summary.n > 1 else 0
                 axis.bar(x, summary.mean, 0.26, yerr=whisker or None, capsize=3, color=COLOURS[NAMES[method]],
-                         label=NAMES[method] if j == 0 else None)
-                axis.text(x, summary.mean + whisker + 2, f"{summary.mean:.1f}", ha="center", fontsize=9)
+                         hatch=hatch, edgecolor="white", label=NAMES[method] if j == 0 else None)
+                axis.text(x, summary.mean + whisker + 2, f"{summary.mean:.0f}", ha="center")
         axis.axhline(50, color="0.6", linewidth=1, linestyle=":")  # chance, of two classes
-        axis.set(title=title, ylim=(0, 112), xticks=range(2), xticklabels=["raw", "malicious"])
-    axes[0].set_ylabel("accuracy, %")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(COLOURS))
+        axis.set(title=title, ylim=(0, 115), yticks=range(0, 101, 25), xticks=range(2), xticklabels=HATCHES)
+    bars[0].set_ylabel("accuracy, %")
+    below.legend(*bars[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
-def method(image: Tensor, heatmap: Tensor, mask: Tensor, share: float) -> Figure:
-    """The method in one picture, on a real image (3, H, W) float, its heat map (H, W) and its mask (H, W) bool."""
-    figure, axes = plt.subplots(1, 4, figsize=(13, 3.7))
-    figure.get_layout_engine().set(wspace=0.13)
-    steps = [(image, {}, "1  train (ERM)\non the images"), (heatmap, HEAT, "2  XGradCAM:\nwhere the model looks"),
-             (mask, MASK, f"3  hide heat > m + 2 s\nhere {share:.1%} of the pixels"),
-             (image.masked_fill(mask, 0), {}, "4  fine-tune one epoch\non what is left")]
-    for axis, (picture, style, title) in zip(axes, steps, strict=True):
-        _show(axis, picture, style, title)
-    for left, right in pairwise(axes):
-        figure.add_artist(ConnectionPatch((1.04, 0.5), (-0.04, 0.5), "axes fraction", "axes fraction", axesA=left,
-                                          axesB=right, arrowstyle="-|>", mutation_scale=18, color="0.3", linewidth=1.8))
+def samples(rows: dict[str, tuple[Tensor, Sequence[str]]]) -> Figure:
+    """Rows of images (N, 3, H, W) float in [0, 1], each image under its title, each row beside its name."""
+    figure = _rows([(name, images, {}) for name, (images, _) in rows.items()])
+    for axis, title in zip(figure.axes, [title for _, titles in rows.values() for title in titles], strict=True):
+        axis.set_title(title, fontsize=9)
     return figure
 
 
-def samples(images: Tensor, titles: Sequence[str]) -> Figure:
-    """Images (N, 3, H, W) float in [0, 1] in a row, each under its title."""
-    figure, (axes,) = plt.subplots(1, len(images), figsize=(1.35 * len(images), 1.75), squeeze=False)
-    for axis, image, title in zip(axes, images, titles, strict=True):
-        _show(axis, image, {}, title)
-    return figure
-
-
-def curves(histories: dict[str, dict[str, list[float]]]) -> Figure:
-    """Training loss (log scale) and LR against epochs: {setting title: history}."""
-    figure, (loss, lr) = plt.subplots(1, 2, figsize=(12, 3.4), width_ratios=(2, 1))
-    for title, history in histories.items():
-        epochs = range(1, len(history["loss"]) + 1)
-        loss.plot(epochs, history["loss"], label=title)
-        lr.step(epochs, history["lr"], where="mid", color="0.3")
-    loss.set(title="training loss (mean over the epoch)", xlabel="epoch", yscale="log")
-    lr.set(title="learning rate in force", xlabel="epoch", ylim=(0, None))
-    loss.legend()
+def forgetting(steps: Sequence[int], accuracy: Sequence[float], before: float) -> Figure:
+    """Accuracy on malicious images, in [0, 1], over the steps of the one epoch; before: that of ERM."""
+    figure, axis = plt.subplots(figsize=(7, 3))
+    axis.plot([0, *steps], [100 * value for value in (before, *accuracy)], "o-", color=COLOURS["MaskTune"],
+              markersize=4)
+    axis.plot(0, 100 * before, "o", color=COLOURS["ERM"], markersize=7)
+    axis.annotate("ERM", (0, 100 * before), (10, -3), textcoords="offset points")
+    axis.set(xlabel="steps of the one epoch", ylabel="malicious: accuracy, %", ylim=(0, 104), yticks=range(0, 101, 25))
     return figure
 
 
@@ -85,21 +82,17 @@ def heatmaps(images: Tensor, maps: Tensor, masks: Tensor, labels: Tensor, predic
     rows = [("image", images, {}), ("heat map", maps, HEAT), ("mask\n(white: hidden)", masks, MASK),
             ("masked", images.masked_fill(masks[:, None], 0), {})]
     figure = _rows(rows)
-    _title_predictions(figure, labels, predictions)
+    _title_predictions(figure.axes[:len(images)], labels, predictions)
     return figure
 
 
 def before_after(images: Tensor, before: Tensor, after: Tensor, labels: Tensor, predicted_before: Tensor,
-                 predicted_after: Tensor, title: str) -> Figure:
+                 predicted_after: Tensor) -> Figure:
     """The same samples (N, 3, H, W) with the heat maps (N, H, W) and predictions (N,) of ERM and of MaskTune."""
     figure = _rows([("image", images, {}), ("ERM", before, HEAT), ("MaskTune", after, HEAT)])
     columns = len(images)
     for row, predicted in ((1, predicted_before), (2, predicted_after)):
-        for axis, label, guess in zip(figure.axes[row * columns:(row + 1) * columns], labels, predicted, strict=True):
-            axis.set_title(f"→ {CLASSES[guess][7:]}", color="black" if label == guess else WRONG, fontsize=10)
-    for axis, label in zip(figure.axes[:columns], labels, strict=True):
-        axis.set_title(CLASSES[label][7:], fontsize=10)
-    figure.suptitle(title, x=0.01, ha="left")
+        _title_predictions(figure.axes[row * columns:(row + 1) * columns], labels, predicted)
     return figure
 
 
@@ -135,69 +128,86 @@ def gallery(images: Tensor, masks: Tensor, titles: Sequence[str]) -> Figure:
 
 
 def by_digit(accuracies: dict[str, Tensor], whole: dict[str, float]) -> Figure:
-    """Accuracy of each digit 0-9 on the malicious set, in [0, 1], in one panel per order of the data.
+    """ERM's accuracy of each digit 0-9 on the malicious set, in [0, 1], in one panel per order of the data.
 
     accuracies: {title: (seeds, 10)}; whole: {title: accuracy over the whole set}.
     """
     figure, (axes,) = plt.subplots(1, len(accuracies), figsize=(6 * len(accuracies), 3.6), sharey=True, squeeze=False)
     for axis, (title, values) in zip(axes, accuracies.items(), strict=True):
         values = 100 * values
-        axis.bar(range(10), values.mean(0), color=COLOURS["ERM"])
+        axis.bar(range(10), values.mean(0), color=COLOURS["ERM"], hatch=HATCHES["malicious"], edgecolor="white")
         axis.plot(range(10), values.T, "k.", markersize=4)
         for digit, value in enumerate(values.mean(0).tolist()):
-            axis.text(digit, values[:, digit].max() + 3, f"{value:.0f}", ha="center", fontsize=9)
+            axis.text(digit, 113, f"{value:.0f}", ha="center", fontsize=10)  # in one line above all bars
         line = axis.axhline(100 * whole[title], color=WRONG, linewidth=1.2, linestyle="--")
-        axis.legend([line], [f"all digits: {100 * whole[title]:.2f} %"], loc="upper left")
-        axis.set(title=title, xlabel="digit", xticks=range(10), ylim=(0, 125), yticks=range(0, 101, 20))
-    axes[0].set_ylabel("ERM, malicious set: accuracy, %")
+        axis.legend([line], [f"all digits: {100 * whole[title]:.2f} %"], loc="lower left", bbox_to_anchor=(0, 0.86))
+        axis.set(title=title, xlabel="digit", xticks=range(10), ylim=(0, 138), yticks=range(0, 101, 25))
+    axes[0].set_ylabel("ERM, malicious: accuracy, %")
     return figure
 
 
-def sweep(rows: Sequence[Row], vary: str, titles: dict[str, str], xlabel: str, log: bool = False) -> Figure:
-    """MaskTune's accuracy against what is varied: a panel for each setting, a dot for each run, a line of means."""
-    figure, (axes,) = plt.subplots(1, len(titles), figsize=(5 * len(titles), 3.4), sharey=True, squeeze=False)
-    for axis, (setting, title) in zip(axes, titles.items(), strict=True):
-        own = [row for row in rows if row["setting"] == setting]
-        for test_set, colour in (("raw", COLOURS["RandMask"]), ("malicious", COLOURS["MaskTune"])):
-            points = {value: accuracies for (value,), accuracies in pivot(own, (vary,), test_set).items()}
-            axis.plot(list(points), [100 * summarize(one).mean for one in points.values()], "o-", color=colour,
-                      label=test_set)
-            axis.plot([row[vary] for row in own], [100 * row[test_set] for row in own], ".", color=colour, markersize=4)
-        axis.set(title=title, xscale="log" if log else "linear", xlabel=xlabel)
-        axis.set_xticks(list(points), [f"{value:g}" for value in points])
-        axis.minorticks_off()
-    axes[0].set_ylabel("MaskTune: accuracy, %")
-    axes[0].legend()
+def panels(panels: dict[str, tuple[Sequence[Row], str]], ylabel: str, names: dict[str, str], series: str = "setting",
+           value: str = "worst", lines: dict[str, float] | None = None) -> Figure:
+    """What a result depends on, a small panel for each question: dots are runs, a line joins their means.
+
+    Args:
+        panels: {title: (rows, the column that varies)}.
+        names: of the series, each a value of the column `series`, as in `COLOURS`.
+        value: the column that is shown, accuracies in [0, 1].
+        lines: references across all panels, likewise.
+    """
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.1 * columns, 2.9 * rows), sharey=True, squeeze=False)
+    for axis in axes.flat[len(panels):]:
+        axis.set_axis_off()
+    for axis, (title, (answers, vary)) in zip(axes.flat, panels.items(), strict=False):
+        points = pivot(answers, (series, vary), value)
+        ticks = [varied for _, varied in points]
+        ticks = sorted(set(ticks)) if isinstance(ticks[0], (int, float)) else list(dict.fromkeys(ticks))
+        shown = list(dict.fromkeys(name for name, _ in points))
+        for i, name in enumerate(shown):
+            own = {varied: values for (whose, varied), values in points.items() if whose == name}
+            x = [ticks.index(varied) + 0.1 * (i - (len(shown) - 1) / 2) for varied in own]
+            colour = COLOURS[names[name]]
+            axis.plot(x, [100 * summarize(values).mean for values in own.values()], color=colour, label=names[name])
+            for at, values in zip(x, own.values(), strict=True):
+                axis.plot([at] * len(values), [100 * one for one in values], "o", color=colour, markersize=3.5)
+        for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
+            axis.axhline(100 * level, color="0.35", linewidth=1.1, linestyle=style, label=name)
+        axis.set(title=title, ylim=(-4, 104), yticks=range(0, 101, 25), xlim=(-0.4, len(ticks) - 0.6))
+        axis.set_xticks(range(len(ticks)), [str(NAMES.get(one, one)) for one in ticks],
+                        rotation=30 if max(len(str(one)) for one in ticks) > 8 else 0)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(ylabel)
+    handles = {name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)))
     return figure
 
 
-def runs(rows: Sequence[Row], vary: str, titles: dict[str, str]) -> Figure:
-    """Every run on the malicious set as a dot, for each value of what is varied; a bar marks the mean."""
-    figure, (axes,) = plt.subplots(1, len(titles), figsize=(4 * len(titles), 3.4), sharey=True, squeeze=False)
-    values = list(dict.fromkeys(row[vary] for row in rows))
-    for axis, (setting, title) in zip(axes, titles.items(), strict=True):
-        for x, value in enumerate(values):
-            own = [row for row in rows if row["setting"] == setting and row[vary] == value]
-            axis.plot([x + 0.08 * (row["seed"] - 2) for row in own], [100 * row["malicious"] for row in own], ".",
-                      color=COLOURS["MaskTune"], markersize=5)
-            axis.plot([x - 0.3, x + 0.3], [100 * summarize([row["malicious"] for row in own]).mean] * 2, color="0.3")
-        axis.set(title=title, xticks=range(len(values)), xticklabels=values)
-    axes[0].set_ylabel("malicious: accuracy, %")
+def photographs(images: Tensor, heat: Tensor, masks: Tensor, objects: Tensor, titles: Sequence[str]) -> Figure:
+    """Photographs (N, 3, H, W), heat maps (N, H, W) and masks (N, H, W), with the outline of the object (N, H, W)."""
+    figure = _rows([("image", images, {}), ("heat map", heat, HEAT), ("mask\n(white: hidden)", masks, MASK)])
+    for axis, outline in zip(figure.axes, objects.repeat(3, 1, 1), strict=True):
+        axis.contour(outline.float().cpu().numpy(), levels=[0.5], colors="#00e5ff", linewidths=0.9)
+    for axis, title in zip(figure.axes, titles, strict=False):
+        axis.set_title(title, fontsize=9)
     return figure
 
 
 def risk_curves(rows: Sequence[Row], title: str) -> Figure:
     """Error among the answers against coverage, one line a method: mean over seeds, and a band of one std."""
     figure, axis = plt.subplots(figsize=(7, 4))
-    colours = [COLOURS["ERM"], COLOURS["RandMask"], COLOURS["MaskTune"], "#009e73"]
+    looks = {"ERM": ("ERM", "-"), "two ERM seeds": ("ERM", "--"), "MaskTune alone": ("MaskTune", "--"),
+             "ERM × MaskTune": ("MaskTune", "-")}
     coverages = [100 * (i + 1) / len(rows[0]["risks"]) for i in range(len(rows[0]["risks"]))]
-    for method, colour in zip(dict.fromkeys(row["method"] for row in rows), colours, strict=True):
+    for method, (whose, line) in looks.items():
         points = list(zip(*(row["risks"] for row in rows if row["method"] == method), strict=True))
         seeds = [summarize([100 * risk for risk in point]) for point in points]
-        axis.plot(coverages, [one.mean for one in seeds], color=colour, label=method)
+        axis.plot(coverages, [one.mean for one in seeds], color=COLOURS[whose], linestyle=line, label=method)
         if seeds[0].n > 1:
             axis.fill_between(coverages, [one.mean - one.std for one in seeds], [one.mean + one.std for one in seeds],
-                              color=colour, alpha=0.2, linewidth=0)
+                              color=COLOURS[whose], alpha=0.15, linewidth=0)
     axis.set(title=title, xlabel="coverage, % of the test images", ylabel="error among the answers, %")
     axis.legend(loc="upper left")
     return figure
@@ -223,9 +233,11 @@ def _rows(rows: list[tuple[str, Tensor, dict]]) -> Figure:
     return figure
 
 
-def _title_predictions(figure: Figure, labels: Tensor, predictions: Tensor) -> None:
-    for axis, label, guess in zip(figure.axes, labels, predictions, strict=False):
-        axis.set_title(f"{CLASSES[label][7:]} → {CLASSES[guess][7:]}", fontsize=9.5,
+def _title_predictions(axes: Sequence[Axes], labels: Tensor, predictions: Tensor) -> None:
+    """Label → prediction above each, red when wrong; the first of them says so."""
+    for i, (axis, label, guess) in enumerate(zip(axes, labels, predictions, strict=True)):
+        said = f"{CLASSES[label][7:]} → {CLASSES[guess][7:]}"
+        axis.set_title(f"label → prediction:\n{said}" if i == 0 else said, fontsize=9,
                        color="black" if label == guess else WRONG)
 
 
