@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.memory import Memory, in_own_process
+from benchmarks.page import publish
 from src.device import best_device, made_with, prepare
 from src.experiments.stages import new_model
 from src.files import write_whole
@@ -64,6 +65,7 @@ def main() -> None:
     result = {"made_with": made_with(), "rows": rows}
     write_whole(arguments.output, (json.dumps(result, indent=1) + "\n").encode())
     print(tables.costs(result))
+    publish()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_tensor
 
 from benchmarks.memory import Memory, in_own_process
+from benchmarks.page import publish
 from src.datasets import SQUARE, SpuriousMNIST
 from src.device import best_device, keep_freed_memory, made_with, prepare
 from src.experiments.recipes import MNIST
@@ -243,6 +244,7 @@ def main() -> None:
               "convolution_share": convolution_share(arguments.root)}
     write_whole(arguments.output, (json.dumps(result, indent=1) + "\n").encode())
     print(tables.benchmark(result))
+    publish()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def overview(image: Tensor, heatmap: Tensor, mask: Tensor, rows: Sequence[Row], 
 
     Bars: accuracy of ERM, RandMask and MaskTune on both test sets, mean over all runs; whiskers: one std.
     """
-    figure = plt.figure(figsize=(11.5, 7.2))
+    figure = plt.figure(figsize=(11.5, 6.6))
+    figure.get_layout_engine().set(wspace=0.09)  # for the arrows
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.15), hspace=0.05)
     strip, bars = above.subplots(1, 4), below.subplots(1, len(titles), sharey=True, squeeze=False)[0]
     steps = [(image, {}, "1  train on the images (ERM)"), (heatmap, HEAT, "2  where does it look?"),
@@ -40,7 +41,7 @@ def overview(image: Tensor, heatmap: Tensor, mask: Tensor, rows: Sequence[Row], 
     for axis, (picture, style, title) in zip(strip, steps, strict=True):
         _show(axis, picture, style, title)
     for left, right in pairwise(strip):
-        above.add_artist(ConnectionPatch((1.06, 0.5), (-0.06, 0.5), "axes fraction", "axes fraction", axesA=left,
+        above.add_artist(ConnectionPatch((1.03, 0.5), (-0.03, 0.5), "axes fraction", "axes fraction", axesA=left,
                                          axesB=right, arrowstyle="-|>", mutation_scale=18, color="0.3", linewidth=1.8))
     for axis, (setting, title) in zip(bars, titles.items(), strict=True):
         for j, (test_set, hatch) in enumerate(HATCHES.items()):
@@ -99,13 +100,13 @@ def before_after(images: Tensor, before: Tensor, after: Tensor, labels: Tensor, 
 def mean_masks(shares: Tensor, classes: Sequence[str]) -> Figure:
     """How often each pixel is hidden, class by class: shares (classes, H, W) in [0, 1]."""
     columns = min(5, len(classes))
-    rows, side = math.ceil(len(classes) / columns), min(4.2, 16 / columns)
+    rows, side = math.ceil(len(classes) / columns), min(3.0, 16 / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(side * columns, 0.86 * side * rows), squeeze=False)
     for axis in axes.flat[len(classes):]:
         axis.set_axis_off()
     for axis, often, name in zip(axes.flat, shares, classes, strict=False):
         shown = _show(axis, often, dict(cmap="viridis", vmin=0, vmax=1), name)
-    figure.colorbar(shown, ax=axes, label="share of images in which the pixel is hidden")
+    figure.colorbar(shown, ax=axes, label="share of images\nthat hide the pixel")
     return figure
 
 
@@ -116,6 +117,7 @@ def repair(examples, classes: Sequence[str]) -> Figure:
     for axis, label, before, after in zip(figure.axes, examples.labels, examples.before, examples.after, strict=False):
         axis.set_title("\n→ ".join(classes[one][:18] for one in (label, before, after)), fontsize=8,
                        color="black" if label == after else WRONG)
+    figure.suptitle("label → prediction before → after", fontsize=9, x=0.01, ha="left")
     return figure
 
 
@@ -176,8 +178,8 @@ def panels(panels: dict[str, tuple[Sequence[Row], str]], ylabel: str, names: dic
         for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
             axis.axhline(100 * level, color="0.35", linewidth=1.1, linestyle=style, label=name)
         axis.set(title=title, ylim=(-4, 104), yticks=range(0, 101, 25), xlim=(-0.4, len(ticks) - 0.6))
-        axis.set_xticks(range(len(ticks)), [str(NAMES.get(one, one)) for one in ticks],
-                        rotation=30 if max(len(str(one)) for one in ticks) > 8 else 0)
+        axis.set_xticks(range(len(ticks)), [str(NAMES.get(one, one)).replace("PlusPlus", "++") for one in ticks],
+                        **(dict(rotation=30, ha="right") if max(len(str(one)) for one in ticks) > 8 else {}))
     for axis in axes[:, 0]:
         axis.set_ylabel(ylabel)
     handles = {name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
