@@ -58,3 +58,7 @@ class Masks:
     def share(self) -> float:
         """The share of pixels that are hidden, in [0, 1]."""
         return sum(self[chunk].sum().item() for chunk in self.chunks()) / math.prod(self.shape)
+
+    def untouched(self) -> float:
+        """The share of images in which nothing is hidden, in [0, 1]."""
+        return (self.bits == 0).all(1).double().mean().item()

@@ -23,6 +23,7 @@ from .saliency import heatmaps
 FEW, MANY = 0.001, 0.5  # shares of hidden pixels at which a repair is doubtful
 SPOT = 0.8  # share of a class's images in which one pixel is hidden, from which on it is called one spot
 EXAMPLES = 10  # images of the gallery
+UNTOUCHED = 0.1  # share of images in which nothing is hidden, from which on it is said
 FIGURES = 20  # classes whose mean masks are drawn
 
 
@@ -80,7 +81,10 @@ class Report:
     @property
     def verdict(self) -> str:
         """What the numbers mean, in a few sentences."""
-        said = [hidden_share(self.hidden)]
+        said, untouched = [hidden_share(self.hidden)], self.masks.untouched()
+        if self.hidden >= FEW and untouched > UNTOUCHED:
+            said.append(f"Nothing is hidden in {untouched:.0%} of the images: in a coarse map, often no pixel is hotter"
+                        " than m + k s. Name a layer with a finer map, or lower k.")
         if self.hidden >= FEW and self.before_on_masked:
             often, name = max((often.max().item(), name) for often, name in zip(self.mean_masks, self.classes,
                                                                                strict=True))

@@ -92,6 +92,7 @@ def test_what_masks_hit(subject):
     group = subject.train.groups == 2
     assert facts["hidden_by_group"][2] == pytest.approx(found[:][group].double().mean().item())
     assert facts["on_bird_by_group"][2] == pytest.approx((found[:] & bird)[group].sum().item() / found[:][group].sum())
+    assert facts["untouched"] == pytest.approx((~found[:].flatten(1).any(1)).double().mean().item())
     assert subject.hit(subject.objects)["on_bird"] == 1
     assert subject.hit(None) == {}
 

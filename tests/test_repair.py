@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import sys
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -18,6 +19,7 @@ from src.checkpoint import CheckpointError
 from src.classifier import Classifier
 from src.datasets import SpuriousDigits
 from src.datasets.images import Images
+from src.masks import Masks
 from src.masktune import find_masks, masktune
 from src.models import SmallCNN
 from src.repair import Report
@@ -59,6 +61,10 @@ def test_a_shortcut_is_found_and_repaired(shortcut, tmp_path):
     assert report.before_on_masked.average < report.before["train"].average
     assert re.search(r"One spot is hidden in (9\d|100)% of the images of class low: a shortcut in one", report.verdict)
     assert "it leaned on it" in report.verdict
+    assert "Nothing is hidden in" not in report.verdict
+    half = report.masks[:]
+    half[::2] = False
+    assert "Nothing is hidden in 50% of the images" in replace(report, masks=Masks.of(half)).verdict
     assert report.before["lie"].classes.keys() == {0, 1}
     for name in ("low", "high", "average"):
         assert name in report._repr_html_()

@@ -142,7 +142,7 @@ def test_study(small, monkeypatch):
     with pytest.raises(TypeError):  # another recipe is another condition
         selective.selective_study(replace(small, erm=replace(small.erm, lr=0.05)))
     table = tables.selective(rows, selective.COVERAGES, {"others": {0.9: 0.0668}})
-    assert "| others |  |  | 6.68 |  |  |  |  |" in table
+    assert "| others |  |  | 6.68 |  |  |  |" in table
     assert table.count("\n") == 1 + len(selective.VOICES) + 1
     assert len(figures.risk_curves(rows, "miniature").axes[0].lines) == len(selective.VOICES)
 

@@ -18,11 +18,12 @@ from .. import datasets
 from ..classifier import copied
 from ..datasets import Images
 from ..device import best_device, cores
-from ..inference import accuracy, infer
+from ..inference import accuracy, infer, pixels
 from ..masks import Masks
-from ..masktune import find_masks, random_masks
+from ..masktune import find_masks, hottest, random_masks
 from ..metrics import Score, adjusted_average, score
 from ..rows import Row, matching, measured, row, saved
+from ..saliency import xgradcam
 from ..seeding import generator
 from ..state import State, digest
 from . import stages
@@ -219,13 +220,14 @@ class Subject:
 
     def hit(self, masks: Masks | None) -> Row:
         """What masks hit, of all training images and of each group: `hidden`, the share of pixels; `on_bird`, the share
-        of these that lie on the bird; `bird`, the share of all pixels that do. `erm_on_masked`: ERM's accuracy on every
-        fourth masked image."""
+        of these that lie on the bird; `bird`, the share of all pixels that do. `untouched`: the share of images in
+        which nothing is hidden. `erm_on_masked`: ERM's accuracy on every fourth masked image."""
         if masks is None:
             return {}
         fourth = torch.arange(0, len(masks), 4)
-        facts = {"hidden": masks.share(), "erm_on_masked": accuracy(
-            self.erm.model, self.train.images[fourth], self.train.labels[fourth], Masks.of(masks[fourth]))}
+        facts = {"hidden": masks.share(), "untouched": masks.untouched(),
+                 "erm_on_masked": accuracy(self.erm.model, self.train.images[fourth], self.train.labels[fourth],
+                                           Masks.of(masks[fourth]))}
         if not knows_objects(self.setting):
             return facts
         counts = torch.zeros(4, 4, dtype=torch.float64)  # of a group: pixels, hidden ones, birds', both
@@ -245,6 +247,17 @@ class Subject:
         return {"average": test.average, "adjusted_average": adjusted_average(test.groups, self.train.groups),
                 "worst": test.worst, "groups": list(test.groups.values()), "val_average": val.average,
                 "val_worst": val.worst}
+
+
+def examples(setting: Setting, seed: int = 0, each: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str]]:
+    """The first training images of each group: images, heat maps, masks, the birds' pixels, and titles."""
+    subject = Subject(setting, seed)
+    chosen = torch.cat([torch.nonzero(subject.train.groups == group).flatten()[:each] for group in range(4)])
+    images = pixels(subject.train.images[chosen])
+    heat = xgradcam(subject.erm.model, images.to(best_device())).cpu()
+    names = datasets.open_files(setting.erm.dataset, "train", stages.DATA).group_names
+    titles = [names[group].replace(", ", "\non ") for group in subject.train.groups[chosen].tolist()]
+    return images, heat, hottest(heat), subject.objects[chosen], titles
 
 
 def explained(model: nn.Module, layer: str) -> nn.Module:

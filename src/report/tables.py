@@ -199,9 +199,11 @@ def hits(rows: Sequence[Row], groups: Sequence[str]) -> str:
 
 
 def costs(result: dict) -> str:
-    """What photographs cost: ms an image for training and masks, and peak memory over that of the program."""
-    return markdown(["model", "side", "precision of training", "training, ms/image", "masks, ms/image", "peak, MB"], [
-        [row["model"], row["side"], row["precision"], f"{row['train_ms']:.1f}", f"{row['masks_ms']:.1f}",
+    """What photographs cost: ms an image (images per second) of training and masks; peak memory beyond the program."""
+    return markdown(["model", "side", "precision of training", "training, ms (images/s)", "masks, ms (images/s)",
+                     "peak, MB"], [
+        [row["model"], row["side"], row["precision"],
+         *(f"{row[key]:.1f} ({1000 / row[key]:.0f})" for key in ("train_ms", "masks_ms")),
          f"{row['device_mb'] or row['peak_mb']:,.0f}"] for row in result["rows"]])
 
 
@@ -256,10 +258,10 @@ def selective(rows: Sequence[Row], coverages: Sequence[float], reported: dict[st
     for (method,), errors in error.items():
         cells = [f"{summarize([seed[i] for seed in errors]):.2f} "
                  f"({100 * mean(seed[i] for seed in coverage[method,]):.1f})" for i in range(len(coverages))]
-        lines.append([method, *cells, f"{summarize(area[method,]):.2f}", len(errors)])
+        lines.append([method, *cells, f"{summarize(area[method,]):.2f}"])
     for whose, errors in reported.items():
-        lines.append([whose, *(f"{100 * errors[one]:.2f}" if one in errors else "" for one in coverages), "", ""])
-    return markdown(["score of", *(f"error at {coverage:.0%}" for coverage in coverages), "AURC × 100", "n"], lines)
+        lines.append([whose, *(f"{100 * errors[one]:.2f}" if one in errors else "" for one in coverages), ""])
+    return markdown(["score of", *(f"error at {coverage:.0%}" for coverage in coverages), "AURC × 100"], lines)
 
 
 def selective_lrs(rows: Sequence[Row]) -> str:
