@@ -142,6 +142,8 @@ def test_rows_are_measured_once_and_oracles_need_the_birds(place, capsys, monkey
     assert birds.ask(setting, "results") == rows
     assert len(saved(place / "results" / f"{setting.name}.json")) == len(rows)
     json.dumps(rows, allow_nan=False)
+    monkeypatch.setattr(stages, "DATA", place / "elsewhere")  # the recipe names the data, too
+    assert not birds.available(setting, "results")
     assert {row["method"] for row in birds.conditions(BIRDS[0], "results")} == {
         "erm", "plain", "randmask", "masktune", "dfr"}  # of Waterbirds itself, the birds' pixels are not published
 

@@ -4,7 +4,8 @@
 
 The stages are those of the notebook, and so are the checkpoints: run it, and the notebook loads them. `studies` trains
 what is missing of the MNIST experiment and measures every row of results/ on it; `demonstration` measures those of
-`masktune()` on a network of one's own.
+`masktune()` on a network of one's own; `birds` trains and measures the study on photographs, whose files are in
+data/waterbirds_rebuilt.
 """
 
 import argparse
@@ -35,6 +36,7 @@ def main() -> None:
             demonstration.demonstrate()
         elif arguments.setting == "birds":
             birds.choose(BIRDS[1])
+            birds.ask(BIRDS[1], *birds.QUESTIONS)
         else:
             stages.run_all((SETTINGS[arguments.setting],), arguments.seeds, arguments.processes)
     finally:

@@ -37,10 +37,15 @@ CANDIDATES = ({"lr": 0.001, "batch_size": 32}, {"lr": 0.003, "batch_size": 32}, 
               {"lr": 0.01, "batch_size": 128})
 SEEDS = (0, 1, 2)  # of every question but "results", which takes all
 LRS = (0.001, 0.003, 0.01)  # of the fine-tune
+LAYERS = ("features", "features.14.conv.0", "features.7.conv.0", "features.13")  # the last block, its map 5x5; then two
+# that end in a ReLU, of 10x10 and 20x20; and one that does not, of 10x10
+REBUILT = [1675, 88, 22, 428]  # training images of each group in the set of the published rows
+THRESHOLDS = (0.0, 1.0, 2.0)
+FILLS = ("black", "other")
 BASE = {  # MaskTune as the paper has it; a condition says what differs
     "method": "masktune",  # or "erm"; "plain", the epoch without masks; "randmask"; "background hidden" and "bird
     # hidden", the oracles; "dfr", the last layer fitted anew on the validation images, its groups equally large
-    "lr": 0.003,  # of the fine-tune
+    "lr": 0.001,  # of the fine-tune; of `LRS`, the best mean accuracy on the validation images
     "k": 2.0,
     "layer": "features",  # to be explained; a map of 5x5 at 160 pixels
     "fill": "black",  # what hidden pixels show; "other": the same pixels of another training image, drawn for each
@@ -53,6 +58,12 @@ QUESTIONS: dict[str, list[Row]] = {
     "results": [{"method": method} for method in (
         "erm", "plain", "randmask", "masktune", *ORACLES, "dfr")],
     "lr": [{"method": method, "lr": lr} for method in ("plain", "masktune", "background hidden") for lr in LRS],
+    "layer": [{"layer": layer} for layer in LAYERS],
+    "k": [{"layer": layer, "k": k} for layer in LAYERS[:2] for k in THRESHOLDS],
+    "fill": [{"method": method, "fill": fill} for method in ("masktune", "background hidden") for fill in FILLS],
+    "iterations": [{}, *({"iteration": i, "accumulate": True} for i in (2, 3))],
+    "lateness": [{"method": method, "erm_epochs": epochs} for method in ("erm", "masktune") for epochs in (1, 2, 5)],
+    "more hidden": [{"layer": layer, "k": k, "fill": "other"} for layer, k in ((LAYERS[0], 1.0), (LAYERS[1], 0.0))],
 }
 
 
@@ -78,12 +89,14 @@ def _choose(setting: Setting, data: Path, condition: Row) -> Row:
 
 
 def conditions(setting: Setting, *questions: str) -> list[Row]:
-    """What some of `QUESTIONS` ask, each condition once; "recipe" names ERM's training by its content."""
-    found = {}
+    """What some of `QUESTIONS` ask, each condition once; "recipe" names ERM's training, and data that are others."""
+    found, recipe = {}, asdict(setting.erm)
+    if datasets.missing(setting.erm.dataset, stages.DATA, ("train",)) is None:
+        counts = datasets.open_files(setting.erm.dataset, "train", stages.DATA).counts()
+        recipe |= {} if counts == REBUILT else {"train": counts}
     for question in questions:
         for seed, change in product(setting.seeds if question == "results" else SEEDS, QUESTIONS[question]):
-            condition = {"setting": setting.name, "seed": seed, "recipe": digest(asdict(setting.erm))[:16], **BASE,
-                         **change}
+            condition = {"setting": setting.name, "seed": seed, "recipe": digest(recipe)[:16], **BASE, **change}
             if condition["method"] not in ORACLES or knows_objects(setting):
                 found[tuple(condition.values())] = condition
     return list(found.values())
