@@ -131,19 +131,18 @@ def test_iterations_go_on_from_each_other_and_accumulate(subject, monkeypatch):
 
 def test_rows_are_measured_once_and_oracles_need_the_birds(place, capsys, monkeypatch):
     setting = small(BIRDS[1])
-    assert not birds.available(setting, "results")
     rows = birds.ask(setting, "results")
     assert "about 6 epochs" in capsys.readouterr().out
     assert [row["method"] for row in rows] == [
         "erm", "plain", "randmask", "masktune", "background hidden", "bird hidden", "dfr"]
     assert all(0 <= row[key] <= 1 for row in rows for key in ("average", "adjusted_average", "worst", "val_average"))
-    assert birds.available(setting, "results")
     monkeypatch.setattr(birds, "side_by_side", None)
     assert birds.ask(setting, "results") == rows
     assert len(saved(place / "results" / f"{setting.name}.json")) == len(rows)
     json.dumps(rows, allow_nan=False)
-    monkeypatch.setattr(stages, "DATA", place / "elsewhere")  # the recipe names the data, too
-    assert not birds.available(setting, "results")
+    assert {row["recipe"] for row in rows} == {row["recipe"] for row in birds.conditions(
+        setting, "results", counts=list(COUNTS["train"]))}  # it names the data, too
+    assert {row["recipe"] for row in rows} != {row["recipe"] for row in birds.conditions(setting, "results")}
     assert {row["method"] for row in birds.conditions(BIRDS[0], "results")} == {
         "erm", "plain", "randmask", "masktune", "dfr"}  # of Waterbirds itself, the birds' pixels are not published
 

@@ -1,12 +1,13 @@
 """What is shipped: checkpoints and rows of results, whole, of one origin, and in agreement wherever they meet."""
 
 import re
+from statistics import fmean
 
 import pytest
 import torch
 
-from src.experiments import stages, studies
-from src.experiments.recipes import MNIST
+from src.experiments import birds, stages, studies
+from src.experiments.recipes import BIRDS, MNIST
 from src.rows import pivot, saved
 from tests.conftest import REPOSITORY
 
@@ -78,3 +79,23 @@ def test_shipped_weights_give_the_rows(setting, rows):
             for name, guesses in stages.predict([state], tests).items():
                 accuracy = (guesses[0] == tests[name].labels).double().mean().item()
                 assert accuracy == pytest.approx(row[name], abs=3e-4)  # another processor may flip a few
+
+
+def test_the_study_on_birds_is_whole_and_its_choices_are_those_of_the_validation_set():
+    rows = birds.shipped(*birds.QUESTIONS)
+    assert None not in rows
+    assert len(rows) == len(saved(REPOSITORY / "results" / f"{BIRDS[1].name}.json"))
+    assert all(re.search(r"family \d+, model \d+\), 1 thread, commit \w+$", row["made_with"]) for row in rows)
+    tried = saved(REPOSITORY / "results" / f"{BIRDS[1].name}-erm.json")
+    assert len(tried) == len(birds.CANDIDATES) * len(birds.CHOOSING_SEEDS)
+    best = {}
+    for measure in ("average", "worst"):
+        means = {(one["lr"], one["batch_size"], epoch + 1): fmean(row[measure][epoch] for row in tried
+                                                                  if one.items() <= row.items())
+                 for one in birds.CANDIDATES for epoch in range(birds.CHOOSING_EPOCHS)}
+        best[measure] = max(means, key=means.get)
+    erm = BIRDS[1].erm
+    assert best["average"] == (erm.lr, erm.batch_size, erm.epochs)
+    assert best["worst"] == (erm.lr, erm.batch_size, 3)
+    lrs = pivot([row for row in birds.shipped("lr") if row["method"] == "masktune"], ("lr",), "val_average")
+    assert max(lrs, key=lambda lr: fmean(lrs[lr])) == (BIRDS[1].finetune.lr,) == (birds.BASE["lr"],)

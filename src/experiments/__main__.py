@@ -36,7 +36,8 @@ def main() -> None:
             demonstration.demonstrate()
         elif arguments.setting == "birds":
             birds.choose(BIRDS[1])
-            birds.ask(BIRDS[1], *birds.QUESTIONS)
+            for question in birds.QUESTIONS:
+                birds.ask(BIRDS[1], question)
         else:
             stages.run_all((SETTINGS[arguments.setting],), arguments.seeds, arguments.processes)
     finally:

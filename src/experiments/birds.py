@@ -28,7 +28,7 @@ from ..seeding import generator
 from ..state import State, digest
 from . import stages
 from .dfr import refit_last_layer
-from .recipes import Setting
+from .recipes import BIRDS, Setting
 from .studies import RESULTS
 from .workers import side_by_side
 
@@ -88,12 +88,12 @@ def _choose(setting: Setting, data: Path, condition: Row) -> Row:
                            "train": state.history["train"]})
 
 
-def conditions(setting: Setting, *questions: str) -> list[Row]:
-    """What some of `QUESTIONS` ask, each condition once; "recipe" names ERM's training, and data that are others."""
-    found, recipe = {}, asdict(setting.erm)
-    if datasets.missing(setting.erm.dataset, stages.DATA, ("train",)) is None:
-        counts = datasets.open_files(setting.erm.dataset, "train", stages.DATA).counts()
-        recipe |= {} if counts == REBUILT else {"train": counts}
+def conditions(setting: Setting, *questions: str, counts: list[int] | None = None) -> list[Row]:
+    """What some of `QUESTIONS` ask, each condition once; "recipe" names ERM's training, and data that are others.
+
+    counts: training images of each group; None: as in the set of the published rows.
+    """
+    found, recipe = {}, asdict(setting.erm) | ({} if counts in (None, REBUILT) else {"train": counts})
     for question in questions:
         for seed, change in product(setting.seeds if question == "results" else SEEDS, QUESTIONS[question]):
             condition = {"setting": setting.name, "seed": seed, "recipe": digest(recipe)[:16], **BASE, **change}
@@ -103,19 +103,21 @@ def conditions(setting: Setting, *questions: str) -> list[Row]:
 
 
 def ask(setting: Setting, *questions: str) -> list[Row]:
-    """The rows that answer some of `QUESTIONS`; what is missing is trained and measured now, told how long it takes."""
-    return measured(_file(setting), conditions(setting, *questions), partial(_measure_all, setting))
+    """The rows that answer some of `QUESTIONS` for the data that are there; what is missing is trained and measured
+    now, and told how long it takes."""
+    counts = datasets.open_files(setting.erm.dataset, "train", stages.DATA).counts()
+    return measured(_file(setting), conditions(setting, *questions, counts=counts), partial(_measure_all, setting))
+
+
+def shipped(*questions: str) -> list[Row]:
+    """The published rows of "Waterbirds, rebuilt" as `results/` has them: nothing is trained or measured."""
+    rows = saved(_file(BIRDS[1]))
+    return [matching(rows, condition) for condition in conditions(BIRDS[1], *questions)]
 
 
 def knows_objects(setting: Setting) -> bool:
     """Whether the birds' pixels are known: Waterbirds is published without them."""
     return setting.erm.dataset == "Waterbirds, rebuilt"
-
-
-def available(setting: Setting, *questions: str) -> bool:
-    """Whether the answers are measured already."""
-    rows = saved(_file(setting))
-    return all(matching(rows, condition) for condition in conditions(setting, *questions))
 
 
 def _file(setting: Setting) -> Path:

@@ -156,14 +156,14 @@ def iterations(rows: Sequence[Row]) -> list[Row]:
 
 
 def photos(rows: Sequence[Row]) -> str:
-    """Benchmarks of photographs in percent, mean ± std over seeds, a table for each."""
+    """Benchmarks of photographs in percent, mean ± std over seeds: a table for each, a column for each method."""
     blocks = []
     for title in dict.fromkeys(row["benchmark"] for row in rows):
-        cells = pivot([row for row in rows if row["benchmark"] == title], ("method", "measure"), "value")
-        names = list(dict.fromkeys(measure for _, measure in cells))
-        blocks.append(markdown(["benchmark", "method", *names, "n"], [
-            [title, method, *(summarize(cells[method, name]) for name in names), len(cells[method, names[0]])]
-            for method in dict.fromkeys(method for method, _ in cells)]))
+        cells = pivot([row for row in rows if row["benchmark"] == title], ("measure", "method"), "value")
+        methods = list(dict.fromkeys(method for _, method in cells))
+        blocks.append(markdown([title, *methods, "n"], [
+            [measure, *(summarize(cells[measure, method]) for method in methods), len(cells[measure, methods[0]])]
+            for measure in dict.fromkeys(measure for measure, _ in cells)]))
     return "\n\n".join(blocks)
 
 
