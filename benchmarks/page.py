@@ -1,9 +1,13 @@
 """Bring benchmarks/README.md in line with results/: `python -m benchmarks.page`, and at the end of every benchmark."""
 
+import argparse
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.memory import in_own_process
+from src.device import made_with
 from src.files import write_whole
 from src.report import tables
 
@@ -20,6 +24,26 @@ def section(name: str) -> str:
         facts += [f"medians of {result['repeats']} runs", f"peak host memory over the data set, MB: {peaks}",
                   f"convolutions' share of our training step: {result['convolution_share']:.0%}"]
     return "; ".join(facts) + "\n\n" + TABLES[name](result)
+
+
+def measure_cases(module: str, doc: str, cases: list, measure: Callable[..., dict]) -> None:
+    """The command line of a benchmark of several cases, each in a process of its own; its rows go into results/."""
+    name = module.rpartition(".")[2]
+    parser = argparse.ArgumentParser(description=doc.split(":")[0])
+    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=RESULTS / f"{name}.json")
+    arguments = parser.parse_args()
+    if arguments.case is not None:
+        print(json.dumps(measure(*cases[arguments.case])))
+        return
+    rows = []
+    for case in range(len(cases)):
+        rows.append(in_own_process(module, "--case", str(case)))
+        print(rows[-1], flush=True)
+    result = {"made_with": made_with(), "rows": rows}
+    write_whole(arguments.output, (json.dumps(result, indent=1) + "\n").encode())
+    print(TABLES[name](result))
+    publish()
 
 
 def publish() -> None:

@@ -3,21 +3,16 @@
 Synthetic pixels, batches of 32, all threads; the weights are random, which changes no time.
 """
 
-import argparse
-import json
 import time
 from itertools import product
-from pathlib import Path
 
 import torch
 
-from benchmarks.memory import Memory, in_own_process
-from benchmarks.page import publish
-from src.device import best_device, made_with, prepare
+from benchmarks.memory import Memory
+from benchmarks.page import measure_cases
+from src.device import best_device, prepare
 from src.experiments.stages import new_model
-from src.files import write_whole
 from src.masktune import find_masks
-from src.report import tables
 from src.seeding import generator
 from src.state import State
 from src.training import sgd, train_epoch
@@ -50,23 +45,5 @@ def measure(name: str, side: int, precision: str) -> dict:
             "masks_ms": sorted(masks[1:])[REPEATS // 2], "peak_mb": memory.host, "device_mb": memory.device}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)  # each in a process of its own
-    parser.add_argument("--output", type=Path, default=Path("results/photographs.json"))
-    arguments = parser.parse_args()
-    if arguments.case is not None:
-        print(json.dumps(measure(*CASES[arguments.case])))
-        return
-    rows = []
-    for case in range(len(CASES)):
-        rows.append(in_own_process("benchmarks.photographs", "--case", str(case)))
-        print(rows[-1], flush=True)
-    result = {"made_with": made_with(), "rows": rows}
-    write_whole(arguments.output, (json.dumps(result, indent=1) + "\n").encode())
-    print(tables.costs(result))
-    publish()
-
-
 if __name__ == "__main__":
-    main()
+    measure_cases("benchmarks.photographs", __doc__, CASES, measure)
