@@ -104,6 +104,14 @@ def test_oracles_hide_the_background_or_the_bird(subject):
         assert row["hidden"] == pytest.approx(hidden, abs=0.02)
 
 
+def test_masks_can_be_shuffled(subject):
+    found, state = subject.found(birds.BASE["layer"], 2.0), stages.start_finetune(subject.setting.erm, subject.erm)
+    shuffled = subject.masks({**birds.BASE, "method": "shuffled"}, state, None)
+    assert shuffled.share() == found.share()
+    assert not torch.equal(shuffled.bits, found.bits)
+    assert sorted(shuffled.bits.tolist()) == sorted(found.bits.tolist())
+
+
 def test_hidden_pixels_can_show_another_image(subject):
     masks = random_masks(len(subject.train), 48, 0, 0)
     before = subject.train.images.clone()

@@ -42,9 +42,11 @@ LAYERS = ("features", "features.14.conv.0", "features.7.conv.0", "features.13") 
 REBUILT = [1675, 88, 22, 428]  # training images of each group in the set of the published rows
 THRESHOLDS = (0.0, 1.0, 2.0)
 FILLS = ("black", "other")
+OURS = ({"k": 1.0}, {"k": 0.0}, {"layer": LAYERS[1], "k": 0.0}, {"layer": LAYERS[1], "k": -0.5})  # more is hidden
 BASE = {  # MaskTune as the paper has it; a condition says what differs
-    "method": "masktune",  # or "erm"; "plain", the epoch without masks; "randmask"; "background hidden" and "bird
-    # hidden", the oracles; "dfr", the last layer fitted anew on the validation images, its groups equally large
+    "method": "masktune",  # or "erm"; "plain", the epoch without masks; "randmask"; "shuffled", MaskTune's masks, each
+    # for another image; "background hidden" and "bird hidden", the oracles; "dfr", the last layer fitted anew on the
+    # validation images, its groups equally large
     "lr": 0.001,  # of the fine-tune; of `LRS`, the best mean accuracy on the validation images
     "k": 2.0,
     "layer": "features",  # to be explained; a map of 5x5 at 160 pixels
@@ -63,7 +65,7 @@ QUESTIONS: dict[str, list[Row]] = {
     "fill": [{"method": method, "fill": fill} for method in ("masktune", "background hidden") for fill in FILLS],
     "iterations": [{}, *({"iteration": i, "accumulate": True} for i in (2, 3))],
     "lateness": [{"method": method, "erm_epochs": epochs} for method in ("erm", "masktune") for epochs in (1, 2, 5)],
-    "more hidden": [{"layer": layer, "k": k, "fill": "other"} for layer, k in ((LAYERS[0], 1.0), (LAYERS[1], 0.0))],
+    "ours": [{"fill": "other", **change} for change in OURS],
 }
 
 
@@ -213,7 +215,11 @@ class Subject:
             return None
         if method == "randmask":
             state.masks = random_masks(len(images), tuple(images.shape[2:]), self.seed, state.epoch)
-        elif method != "masktune":
+        elif method == "shuffled":
+            masks = self.found(condition["layer"], condition["k"])
+            order = torch.randperm(len(masks), generator=generator(self.seed, "shuffled"))
+            state.masks = Masks(masks.shape, masks.bits[order])
+        elif method in ORACLES:
             state.masks = self.objects if method == "bird hidden" else _inverted(self.objects)
         elif state.epoch == self.erm.epoch:
             state.masks = self.found(condition["layer"], condition["k"])
