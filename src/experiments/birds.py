@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import datasets
+from ..checkpoint import finished
 from ..classifier import copied
 from ..datasets import Images
 from ..device import best_device, cores
@@ -131,7 +132,9 @@ def _measure_all(setting: Setting, missing: list[Row]) -> Iterator[Row]:
     tasks: dict[tuple, list[Row]] = {}
     for condition in missing:
         tasks.setdefault(tuple({**condition, "iteration": 0}.values()), []).append(condition)
-    erms = list(dict.fromkeys((condition["seed"], condition["erm_epochs"]) for condition in missing))
+    erms = [(seed, epochs) for seed, epochs in dict.fromkeys(
+        (condition["seed"], condition["erm_epochs"]) for condition in missing)
+        if not finished(stages.erm_path(after(setting, epochs), seed), epochs)]
     epochs = sum(epochs for _, epochs in erms) + sum(
         max(one["iteration"] for one in task) for task in tasks.values() if task[0]["method"] not in ("erm", "dfr"))
     train, masks = stages.image_seconds(setting, images=128)
