@@ -106,8 +106,7 @@ def conditions(setting: Setting, *questions: str, counts: list[int] | None = Non
 
 
 def ask(setting: Setting, *questions: str) -> list[Row]:
-    """The rows that answer some of `QUESTIONS` for the data that are there; what is missing is trained and measured
-    now, and told how long it takes."""
+    """The rows that answer some of `QUESTIONS` for the data that are there; what is missing is measured now."""
     counts = datasets.open_files(setting.erm.dataset, "train", stages.DATA).counts()
     return measured(_file(setting), conditions(setting, *questions, counts=counts), partial(_measure_all, setting))
 
@@ -116,6 +115,11 @@ def shipped(*questions: str) -> list[Row]:
     """The published rows of "Waterbirds, rebuilt" as `results/` has them: nothing is trained or measured."""
     rows = saved(_file(BIRDS[1]))
     return [matching(rows, condition) for condition in conditions(BIRDS[1], *questions)]
+
+
+def tried() -> list[Row]:
+    """ERM's candidates on the validation images of "Waterbirds, rebuilt", as published."""
+    return saved(RESULTS / f"{BIRDS[1].name}-erm.json")
 
 
 def knows_objects(setting: Setting) -> bool:
@@ -179,7 +183,7 @@ class Subject:
         self.setting, self.seed, self.erm = setting, seed, stages.run_erm(setting, seed)
         self.train, self.val, self.test = (stages.load_data(setting.erm, seed, part)
                                            for part in ("train", "val", "test"))
-        self.found = cache(self._found)
+        self.found = cache(lambda layer, k: find_masks(explained(self.erm.model, layer), self.train.images, k))
 
     @cached_property
     def objects(self) -> Masks:
@@ -229,9 +233,6 @@ class Subject:
         else:
             state.masks = find_masks(explained(state.model, condition["layer"]), images, condition["k"], before)
         return state.masks
-
-    def _found(self, layer: str, k: float) -> Masks:
-        return find_masks(explained(self.erm.model, layer), self.train.images, k)
 
     def filled(self, masks: Masks) -> Tensor:
         """The training images with hidden pixels from another one each, drawn from the seed."""

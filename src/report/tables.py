@@ -188,6 +188,17 @@ def birds(rows: Sequence[Row], groups: Sequence[str]) -> str:
         for columns in (("average", "adjusted_average", "worst", "val_average"), tuple(groups)))
 
 
+def birds_study(rows: Sequence[Row], vary: str) -> str:
+    """A study on photographs, in percent, mean ± std over seeds; seeds that are far apart are listed instead."""
+    columns = {"average": "average", "worst": "worst group", "hidden": "pixels hidden",
+               "on_bird": "of these on the bird", "untouched": "images untouched"}
+    cells = {column: pivot(rows, ("method", vary), column) for column in columns}
+    keys = dict.fromkeys((row["method"], row[vary]) for row in rows)
+    return markdown(["method", vary.replace("_", " "), *columns.values()], [
+        [NAMES.get(method, method), value, *(_shown(cells[column].get((method, value), ())) for column in columns)]
+        for method, value in keys])
+
+
 def hits(rows: Sequence[Row], groups: Sequence[str]) -> str:
     """How much of what is hidden is bird, by group, beside the birds' share of all pixels: mean over seeds, percent."""
     lines = [["all pixels", "", *(f"{100 * share:.1f}" for share in rows[0]["bird_by_group"])]]
