@@ -1,5 +1,6 @@
 """The whole path of the benchmarks of photographs, on miniature data sets in their exact layouts."""
 
+import json
 import signal
 from dataclasses import replace
 
@@ -156,8 +157,15 @@ def test_the_background_challenge_with_a_resnet50(tmp_path, monkeypatch):
 def test_what_is_missing_is_named(place, tmp_path, monkeypatch):
     assert photos.missing_files(WATERBIRDS) is None
     monkeypatch.setattr(stages, "DATA", tmp_path)
+    monkeypatch.setattr(photos, "RESULTS", tmp_path)
+    costs = [{"model": "ResNet50", "side": 224, "precision": precision, "train_ms": train, "masks_ms": 36}
+             for precision, train in (("fp32", 100), ("bf16", 50))]
+    (tmp_path / "photographs.json").write_text(json.dumps({"rows": costs}))
     rows = photos.to_fetch(PHOTOS)
     assert [row["epochs"] for row in rows] == [100, 20, 100]
+    hours = [row["hours on two cores, fp32 / bf16"] for row in rows]
+    assert hours[0] == "14 / 7"  # 4,795 images x 101 epochs x 0.1 s, and their masks
+    assert hours[2] == "?"
     table = tables.listed(rows)
     for part in ("waterbird_complete95_forest2water2/metadata.csv is missing", "list_eval_partition.txt is missing",
                  "in9l/train is missing", "nlp.stanford.edu", "Kaggle's jessicali9530", "github.com/MadryLab"):
