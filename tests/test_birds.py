@@ -140,7 +140,7 @@ def test_iterations_go_on_from_each_other_and_accumulate(subject, monkeypatch):
 def test_rows_are_measured_once_and_oracles_need_the_birds(place, capsys, monkeypatch):
     setting = small(BIRDS[1])
     rows = birds.ask(setting, "results")
-    assert "about 6 epochs" in capsys.readouterr().out
+    assert "about 5 epochs" in capsys.readouterr().out
     assert [row["method"] for row in rows] == [
         "erm", "plain", "randmask", "masktune", "background hidden", "bird hidden", "dfr"]
     assert all(0 <= row[key] <= 1 for row in rows for key in ("average", "adjusted_average", "worst", "val_average"))

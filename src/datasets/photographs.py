@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from ..masks import Masks
 from .decode import View, cached, decode
 from .images import Images, class_files
 
@@ -93,17 +93,14 @@ class Waterbirds(Grouped):
         self._check_files(source)
         self.root = root
 
-    def objects(self, view: View) -> Masks:
-        """The birds' pixels as seen by a view, (N, height, width): of a set that `compose` made, which keeps them.
+    def objects(self, view: View) -> Tensor:
+        """The birds' pixels as seen by a view, (N, height, width) bool: of a set that `compose` made, which keeps them.
 
         Raises:
             ValueError: `masks/FOLDER/NAME.png` is missing or unreadable for one of the images.
         """
-        masks = Masks((len(self), view.height, view.width))
-        for i, path in enumerate(self.paths):
-            file = self.root / "masks" / path.relative_to(self.root).with_suffix(".png")
-            masks[[i]] = decode(file, view)[:1] > 127
-        return masks
+        files = (self.root / "masks" / path.relative_to(self.root).with_suffix(".png") for path in self.paths)
+        return torch.stack([decode(file, view)[0] > 127 for file in files])
 
 
 class CelebA(Grouped):

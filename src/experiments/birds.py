@@ -189,7 +189,7 @@ class Subject:
     def objects(self) -> Masks:
         """The birds' pixels in the training images."""
         files = datasets.open_files(self.setting.erm.dataset, "train", stages.DATA)
-        return files.objects(self.setting.erm.train_view)
+        return Masks.of(files.objects(self.setting.erm.train_view))
 
     def answers(self, conditions: list[Row]) -> dict[int, Row]:
         """What one training measures, by iteration."""
