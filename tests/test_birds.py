@@ -9,7 +9,7 @@ from PIL import Image
 
 from src.augmentation import Augmentation
 from src.datasets import View, open_files
-from src.experiments import birds, stages
+from src.experiments import birds, stages, workers
 from src.experiments.recipes import BIRDS
 from src.masks import Masks
 from src.masktune import find_masks, random_masks
@@ -139,6 +139,7 @@ def test_iterations_go_on_from_each_other_and_accumulate(subject, monkeypatch):
 
 def test_rows_are_measured_once_and_oracles_need_the_birds(place, capsys, monkeypatch):
     setting = small(BIRDS[1])
+    monkeypatch.setattr(workers, "cores", lambda: 1)  # in this process
     rows = birds.ask(setting, "results")
     assert "about 5 epochs" in capsys.readouterr().out
     assert [row["method"] for row in rows] == [
