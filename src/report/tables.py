@@ -185,7 +185,7 @@ def birds(rows: Sequence[Row], groups: Sequence[str]) -> str:
     wide = [row | dict(zip(groups, row["groups"], strict=True)) for row in rows]
     return "\n\n".join(markdown(["method", *(column.replace("_", " ") for column in columns)], [
         [NAMES.get(method, method), *cells] for (method,), cells in summaries(wide, ("method",), columns)])
-        for columns in (("average", "adjusted_average", "worst", "val_average"), tuple(groups)))
+        for columns in (("average", "adjusted_average", "worst"), tuple(groups)))
 
 
 def birds_study(rows: Sequence[Row], vary: str) -> str:
