@@ -213,7 +213,7 @@ def run_all(settings: tuple[Setting, ...], seeds: tuple[int, ...] | None = None,
     """
     pairs = [(setting, seed) for setting in settings for seed in seeds or setting.seeds]
     missing = [pair for pair in pairs if not _finished(*pair)]
-    if missing and parallel.leads():
+    if missing and parallel.world() == 1:  # the trial is a training, at which several processes would have to meet
         hours = sum(_hours(setting) for setting, _ in missing)
         print(f"{len(missing)} of {len(pairs)} runs are to be trained, or go on: at most {hours:.1f} hours", flush=True)
 
@@ -231,11 +231,11 @@ def run_all(settings: tuple[Setting, ...], seeds: tuple[int, ...] | None = None,
 
 @cache
 def _hours(setting: Setting) -> float:
-    """How long one run of a setting takes where all cores, or the GPUs, work at such runs."""
+    """How long one run of a setting takes where all cores, or the GPU, work at such runs."""
     train, masks = image_seconds(setting)
     n = len(load_data(setting.erm))
     seconds = n * (train * (setting.erm.epochs + setting.finetune.iterations) + masks * setting.finetune.iterations)
-    return seconds / (parallel.world() if best_device().type == "cuda" else cores()) / 3600
+    return seconds / (1 if best_device().type == "cuda" else cores()) / 3600
 
 
 def image_seconds(setting: Setting, images: int = 256) -> tuple[float, float]:
