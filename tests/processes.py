@@ -34,7 +34,7 @@ def main(folder: Path, dies: str = "") -> None:
             return mine(items)
 
         parallel.mine = die_later
-    stages.run(SETTING, seed=0)
+    stages.run_all((SETTING,), seeds=(0,))
     parallel.stop()
 
 
