@@ -8,7 +8,7 @@ from benchmarks.memory import Memory
 from benchmarks.page import measure_cases
 from src.device import best_device, prepare
 from src.experiments.stages import new_model
-from src.masktune import find_masks
+from src.masking import find_masks
 from src.seeding import generator
 from src.state import State
 from src.training import sgd, train_epoch

@@ -31,8 +31,8 @@ from src.experiments.recipes import MNIST
 from src.experiments.stages import load_data, new_model, run_erm
 from src.files import write_whole
 from src.inference import accuracy, infer
+from src.masking import find_masks
 from src.masks import Masks
-from src.masktune import find_masks
 from src.report import tables
 from src.seeding import generator
 from src.state import State

@@ -15,7 +15,7 @@ from .datasets.images import Images, load_dataset
 from .inference import evaluating, pixels
 from .masks import CHUNK
 from .metrics import Score
-from .repair import scored
+from .report.report import scored
 from .saliency import SMALLEST, coarse_maps, suggest_layers
 from .seeding import seeded
 from .state import State

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from src.datasets.images import Images
-from src.masktune import masktune
+from src.repair import masktune
 
 
 def images(n: int = 16, side: int = 32, classes: tuple[str, ...] = ("a", "b")) -> Images:

@@ -11,8 +11,8 @@ from src.augmentation import Augmentation
 from src.datasets import View, open_files
 from src.experiments import birds, stages, workers
 from src.experiments.recipes import BIRDS
+from src.masking import find_masks, random_masks
 from src.masks import Masks
-from src.masktune import find_masks, random_masks
 from src.metrics import score
 from src.rows import saved
 from tests.miniature import make_waterbirds

@@ -5,8 +5,8 @@ import torch
 
 from src.experiments import demonstration
 from src.experiments.demonstration import CANDIDATES, CHOSEN, CORNER, SEEDS, fit, marked_digits, small_network
-from src.masktune import masktune
 from src.metrics import summarize
+from src.repair import masktune
 from src.rows import saved
 from tests.conftest import REPOSITORY
 

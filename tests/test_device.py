@@ -18,8 +18,9 @@ from src.datasets import Images
 from src.experiments import stages, studies
 from src.experiments.recipes import DIGITS, FineTune
 from src.inference import infer, pixels
-from src.masktune import find_masks, masktune, random_masks
+from src.masking import find_masks, random_masks
 from src.models import SmallCNN
+from src.repair import masktune
 from src.report import figures
 from src.saliency import xgradcam
 from src.state import State, digest

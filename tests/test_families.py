@@ -12,7 +12,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from src.classifier import Classifier, copied
 from src.datasets.images import Images
-from src.masktune import masktune
+from src.repair import masktune
 from src.saliency import suggest_layers, xgradcam
 
 

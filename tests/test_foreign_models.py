@@ -13,7 +13,7 @@ from torch import nn
 
 from src.classifier import Classifier, copied
 from src.datasets.images import Images
-from src.masktune import masktune
+from src.repair import masktune
 from src.saliency import suggest_layers
 from tests.strangers import Net, View, equal, images, repair
 

@@ -12,7 +12,7 @@ from src.datasets import SpuriousDigits
 from src.experiments.recipes import FineTune, SquareErm
 from src.experiments.stages import new_model
 from src.inference import infer, pixels
-from src.masktune import find_masks, hottest, masktune_epoch, randmask_epoch
+from src.masking import find_masks, hottest, masktune_epoch, randmask_epoch
 from src.models import ResNet50, SmallCNN
 from src.saliency import xgradcam
 from src.seeding import generator

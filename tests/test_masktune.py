@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from src.experiments import stages
 from src.experiments.recipes import FineTune
 from src.inference import infer, pixels
+from src.masking import find_masks, hottest, random_masks
 from src.masks import Masks
-from src.masktune import find_masks, hottest, random_masks
 from src.state import State
 from src.training import sgd, train_epoch
 

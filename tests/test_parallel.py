@@ -36,7 +36,7 @@ from src.augmentation import Augmentation
 from src.datasets import Images
 from src.device import prepare
 from src.experiments.stages import load_data, new_model
-from src.masktune import find_masks, random_masks
+from src.masking import find_masks, random_masks
 from src.state import State
 from tests.processes import SETTING
 

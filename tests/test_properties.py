@@ -8,8 +8,8 @@ from hypothesis.extra import numpy as hnp
 
 from src.checkpoint import _pack, _resume, _unpack
 from src.datasets.spurious import SQUARE, SpuriousSquare
+from src.masking import hottest
 from src.masks import Masks
-from src.masktune import hottest
 from src.state import State, digest
 from src.training import epoch_batches, sgd
 

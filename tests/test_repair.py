@@ -14,15 +14,16 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import src
-import src.repair
+import src.report.report
 from src.checkpoint import CheckpointError
 from src.classifier import Classifier
 from src.datasets import SpuriousDigits
 from src.datasets.images import Images
+from src.masking import find_masks
 from src.masks import Masks
-from src.masktune import find_masks, masktune
 from src.models import SmallCNN
-from src.repair import Report
+from src.repair import masktune
+from src.report.report import Report
 from src.state import State
 from src.training import sgd, train_epoch
 from tests.strangers import Net, equal, images, repair
@@ -131,20 +132,20 @@ def test_a_repair_goes_on_where_it_was_interrupted(shortcut, tmp_path, monkeypat
 
 def test_the_model_is_returned_whatever_happens_to_the_report(monkeypatch):
     whole = repair(Net())[0]
-    scored = src.repair.scored
+    scored = src.report.report.scored
 
     def fails(model, data, masks=None):
         if masks is not None:
             raise OSError("no disk")
         return scored(model, data)
 
-    monkeypatch.setattr(src.repair, "scored", fails)
+    monkeypatch.setattr(src.report.report, "scored", fails)
     with pytest.warns(UserWarning, match="before_on_masked is missing from the report: OSError: no disk"):
         model, report = repair(Net())
     assert equal(model, whole)
     assert report.before_on_masked is None
     assert "no disk" in str(report) + report._repr_html_()
-    monkeypatch.setattr(src.repair, "scored", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(src.report.report, "scored", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.warns(UserWarning, match="after is missing from the report: KeyboardInterrupt"):
         assert equal(repair(Net())[0], whole)
 
@@ -219,7 +220,7 @@ def test_images_that_are_not_square_and_groups():
 
 def test_images_stay_on_the_host_where_they_do_not_fit(monkeypatch):
     asked = []
-    monkeypatch.setattr(sys.modules["src.masktune"], "room_for",
+    monkeypatch.setattr(sys.modules["src.repair"], "room_for",
                         lambda data, device: asked.append((len(data), device.type)) or data.device)
     repair(Net())
     assert asked == [(16, "cpu")] * 2

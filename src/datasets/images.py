@@ -16,6 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
+from ..masks import Masks
 from .decode import CHUNK, cached, decode, mapped
 from .items import Key, frame, map_style, own_classes, reader
 
@@ -23,14 +24,16 @@ PARTS_OF_A_DATA_SET = {"train", "training", "val", "valid", "validation", "test"
 NOT_OURS = ("__MACOSX", "@eaDir", "__pycache__")  # folders that systems leave behind, besides hidden ones
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Images:
-    """A data set: images (N, 3, height, width) uint8, labels (N,) int64, and groups (N,) int64 where known."""
+    """A data set: images (N, 3, height, width) uint8, labels (N,) int64, and what else is known of it."""
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
-    groups: Tensor | None = None
+    groups: Tensor | None = None  # (N,) int64
+    group_names: tuple[str, ...] = ()
+    known: Masks | None = None  # (N, height, width): the pixels that are known, a square or a bird
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -20,8 +20,8 @@ from ..classifier import copied
 from ..datasets import Images
 from ..device import best_device, cores
 from ..inference import accuracy, infer, pixels
+from ..masking import find_masks, hottest, random_masks
 from ..masks import Masks
-from ..masktune import find_masks, hottest, random_masks
 from ..metrics import Score, adjusted_average, score
 from ..rows import Row, matching, measured, row, saved
 from ..saliency import xgradcam

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..datasets import Images, load
-from ..masktune import masktune
+from ..repair import masktune
 from ..rows import Row, measured, row
 from ..seeding import generator
 from .workers import side_by_side

@@ -17,8 +17,8 @@ from ..checkpoint import finished, load_or_run
 from ..datasets import DataUnavailable, Images, SpuriousDigits, SpuriousMNIST
 from ..device import best_device, cores, cpu_threads, room_for
 from ..inference import accuracy, infer
+from ..masking import find_masks, masktune_epoch, randmask_epoch
 from ..masks import Masks
-from ..masktune import find_masks, masktune_epoch, randmask_epoch
 from ..models import Backbone, ResNet32, ResNet50, SmallCNN
 from ..seeding import generator
 from ..state import State

@@ -19,8 +19,8 @@ from torch import nn
 from ..datasets import GROUPS, SQUARE
 from ..device import best_device
 from ..inference import accuracy, infer, pixels
+from ..masking import find_masks, hottest, random_masks
 from ..masks import Masks
-from ..masktune import find_masks, hottest, random_masks
 from ..metrics import score
 from ..rows import Row, matching, measured, row, saved
 from ..saliency import resized, unit_range, xgradcam
