@@ -6,32 +6,68 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas
+
 from benchmarks.memory import in_own_process
 from src.device import made_with
 from src.files import write_whole
-from src.report import tables
 
 PAGE, RESULTS = Path(__file__).with_name("README.md"), Path(__file__).parents[1] / "results"
-TABLES = {"speed": tables.benchmark, "scale": tables.scale, "photographs": tables.costs}
+
+
+def speed(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Medians in seconds, images per second, and what shows that the results agree."""
+    rows = rows.assign(faster=rows["usual_s"] / rows["ours_s"])
+    table = rows.groupby(["task", "images", "check"], sort=False)[
+        ["usual_s", "ours_s", "faster", "usual_value", "ours_value"]].median().reset_index()
+    return pandas.DataFrame({
+        "task": table["task"], "images": table["images"].map("{:,}".format), "usual, s": table["usual_s"].round(2),
+        "ours, s": table["ours_s"].round(2), "times faster": table["faster"].round(1),
+        "ours, images/s": (table["images"] / table["ours_s"]).map("{:,.0f}".format),
+        "usual, ours": [f"{one.check}: {one.usual_value:.4f}, {one.ours_value:.4f}" for one in table.itertuples()]})
+
+
+def memory(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Peak memory over the data set."""
+    return pandas.DataFrame({"pipeline": rows["side"], "host, MB": rows["host_mb"].round(),
+                             "device, MB": rows["device_mb"].round()}).dropna(axis=1)
+
+
+def scale(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Time and memory against the number and the size of images: the constants should stay the same down the rows."""
+    table = rows[["model", "images", "side"]].assign(images=rows["images"].map("{:,}".format))
+    for task in ("masks", "epoch"):
+        table[f"{task}, ms/image"] = (1e3 * rows[f"{task}_s"] / rows["images"]).round(2)
+        table[f"{task}, ns/pixel"] = (1e9 * rows[f"{task}_s"] / rows["images"] / rows["side"] ** 2).round()
+    table["images, MB"], table["more than the warm-up, MB"] = rows["images_mb"].round(), rows["peak_mb"].round()
+    return table
+
+
+def photographs(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """What photographs cost: ms an image (images per second) of training and masks; peak memory beyond the program."""
+    cost = {task: [f"{ms:.1f} ({1000 / ms:.0f})" for ms in rows[f"{task}_ms"]] for task in ("train", "masks")}
+    return rows[["model", "side", "precision"]].assign(**{
+        "training, ms (images/s)": cost["train"], "masks, ms (images/s)": cost["masks"],
+        "peak, MB": rows["device_mb"].fillna(rows["peak_mb"]).round()})
+
+
+TABLES = {one.__name__: one for one in (speed, memory, scale, photographs)}
 
 
 def section(name: str) -> str:
     """The table of one benchmark, and what produced it."""
-    result = json.loads((RESULTS / f"{name}.json").read_text())
-    facts = [result["made_with"]]
+    rows = pandas.read_csv(RESULTS / f"{name}.csv")
+    facts = [rows["made_with"].iloc[0]]
     if name == "speed":
-        peaks = ", ".join(f"{whose} {peak['host']:,.0f}" for whose, peak in result["peak_memory_mb"].items())
-        facts += [f"medians of {result['repeats']} runs", f"peak host memory over the data set, MB: {peaks}",
-                  f"convolutions' share of our training step: {result['convolution_share']:.0%}"]
-    return "; ".join(facts) + "\n\n" + TABLES[name](result)
+        facts += [f"medians of {rows['repeat'].nunique()} runs",
+                  f"convolutions' share of our training step: {rows['convolution_share'].iloc[0]:.0%}"]
+    return "; ".join(facts) + "\n\n" + TABLES[name](rows).to_markdown(index=False, disable_numparse=True)
 
 
 def measure_cases(module: str, doc: str, cases: list, measure: Callable[..., dict]) -> None:
     """The command line of a benchmark of several cases, each in a process of its own; its rows go into results/."""
-    name = module.rpartition(".")[2]
     parser = argparse.ArgumentParser(description=doc.split(":")[0])
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=RESULTS / f"{name}.json")
     arguments = parser.parse_args()
     if arguments.case is not None:
         print(json.dumps(measure(*cases[arguments.case])))
@@ -40,9 +76,8 @@ def measure_cases(module: str, doc: str, cases: list, measure: Callable[..., dic
     for case in range(len(cases)):
         rows.append(in_own_process(module, "--case", str(case)))
         print(rows[-1], flush=True)
-    result = {"made_with": made_with(), "rows": rows}
-    write_whole(arguments.output, (json.dumps(result, indent=1) + "\n").encode())
-    print(TABLES[name](result))
+    name = module.rpartition(".")[2]
+    pandas.DataFrame(rows).assign(made_with=made_with()).to_csv(RESULTS / f"{name}.csv", index=False)
     publish()
 
 

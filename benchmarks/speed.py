@@ -10,9 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 
 import numpy as np
+import pandas
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -24,16 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_tensor
 
 from benchmarks.memory import Memory, in_own_process
-from benchmarks.page import publish
+from benchmarks.page import RESULTS, publish
 from src.datasets import SQUARE, SpuriousMNIST
 from src.device import best_device, keep_freed_memory, made_with, prepare
-from src.experiments.recipes import MNIST
+from src.experiments.recipes import MNIST, Places
 from src.experiments.stages import load_data, new_model, run_erm
-from src.files import write_whole
 from src.inference import accuracy, infer
 from src.masking import find_masks
 from src.masks import Masks
-from src.report import tables
 from src.seeding import generator
 from src.state import State
 from src.training import epoch_batches, sgd, train_epoch
@@ -49,7 +47,7 @@ class UsualDataset(Dataset):
     """torchvision's MNIST, each image decoded, coloured, given its square and made a tensor when it is asked for."""
 
     def __init__(self, root: Path, train: bool, squares: Tensor, masks: np.ndarray | None = None) -> None:
-        self.mnist = torchvision.datasets.MNIST(root, train=train)
+        self.mnist = torchvision.datasets.MNIST(root, train=train, download=True)  # which unpacks the shipped files
         self.squares, self.masks = squares.tolist(), masks
 
     def __len__(self) -> int:
@@ -150,8 +148,8 @@ def synthetic_photographs() -> Tensor:
 
 def measure(root: Path, n: int, repeats: int, workers: int) -> list[dict]:
     """Each task by both, in turn, after a warm-up; every time in seconds, and what shows that the results agree."""
-    data, tests = (load_data(SETTING.erm, 0, part, root) for part in ("train", "raw"))
-    trained = run_erm(SETTING, 0).model
+    data, tests = (load_data(Places(data=root), SETTING.erm, 0, part) for part in ("train", "raw"))
+    trained = run_erm(Places(data=root), SETTING, 0).model
     few = 10 * BATCH
     for side in (Usual(root, data, tests, few, workers), Ours(data, tests, few)):  # warm-up
         side.epoch(new_model(0))
@@ -164,39 +162,40 @@ def measure(root: Path, n: int, repeats: int, workers: int) -> list[dict]:
     def agreement(found: dict) -> float:
         return (torch.from_numpy(found["usual"]) == found["ours"][:].cpu()).double().mean().item()
 
-    def row(task: str, images: int, run: Callable, check: str, judge: Callable) -> dict:
-        seconds, checks = {name: [] for name in sides}, {}
-        for _ in range(repeats):
+    rows: list[dict] = []
+
+    def time_both(task: str, images: int, run: Callable, check: str, judge: Callable) -> None:
+        for repeat in range(repeats):
+            one = {"task": task, "images": images, "repeat": repeat, "check": check}
             for name, side in sides.items():
                 model = new_model(0)
                 keep_freed_memory(name == "ours")
-                duration, result = timed(run, name, side, model)
-                seconds[name].append(duration)
-                checks[name] = judge(result, model)
-        print(f"{task}: {', '.join(f'{name} {median(many):.2f} s' for name, many in seconds.items())}", flush=True)
-        return {"task": task, "images": images, "seconds": seconds, "check": check, "values": checks}
+                one[f"{name}_s"], result = timed(run, name, side, model)
+                one[f"{name}_value"] = judge(result, model)
+            print(f"{task}: usual {one['usual_s']:.2f} s, ours {one['ours_s']:.2f} s", flush=True)
+            rows.append(one)
 
     def judged(_: object, model: nn.Module) -> float:
         return sides["ours"].evaluate(model)
 
     after, agree = "accuracy on raw after it", "share of pixels on which the masks agree"
     variants = {"ERM, one epoch": {}, "the same, ours in bf16": {"precision": "bf16"}}
-    return [
-        *(row(task, n, lambda name, side, model, options=options: side.epoch(
-            model, **(options if name == "ours" else {})), after, judged) for task, options in variants.items()),
-        row("heat maps and masks", n, lambda _, side, model: side.find_masks(trained), agree,
-            lambda *_: agreement(masks)),
-        row("the same, ResNet50", PICTURES, lambda _, side, model: side.find_masks(resnet, pictures), agree,
-            lambda *_: agreement(picture_masks)),
-        row("fine-tune, one epoch", n, lambda name, side, model: side.epoch(model, masks[name]), after, judged),
-        row("evaluation", len(tests), lambda _, side, model: side.evaluate(trained), "accuracy on raw",
-            lambda result, _: result),
-    ]
+    for task, options in variants.items():
+        time_both(task, n, lambda name, side, model, options=options: side.epoch(
+            model, **(options if name == "ours" else {})), after, judged)
+    time_both("heat maps and masks", n, lambda _, side, model: side.find_masks(trained), agree,
+              lambda *_: agreement(masks))
+    time_both("the same, ResNet50", PICTURES, lambda _, side, model: side.find_masks(resnet, pictures), agree,
+              lambda *_: agreement(picture_masks))
+    time_both("fine-tune, one epoch", n, lambda name, side, model: side.epoch(model, masks[name]), after, judged)
+    time_both("evaluation", len(tests), lambda _, side, model: side.evaluate(trained), "accuracy on raw",
+              lambda result, _: result)
+    return rows
 
 
 def convolution_share(root: Path) -> float:
     """The share of our training steps' time that convolutions take, forward and backward (PyTorch's profiler, CPU)."""
-    ours = Ours(*(load_data(SETTING.erm, 0, part, root) for part in ("train", "raw")), 20 * BATCH)
+    ours = Ours(*(load_data(Places(data=root), SETTING.erm, 0, part) for part in ("train", "raw")), 20 * BATCH)
     ours.epoch(new_model(0))
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         ours.epoch(new_model(0))
@@ -207,7 +206,7 @@ def convolution_share(root: Path) -> float:
 
 def peak_memory(root: Path, name: str, n: int, workers: int) -> dict:
     """MB of host memory (and of the device) that one of `MEMORY` takes over the data itself, its workers included."""
-    data, tests = (load_data(SETTING.erm, 0, part, root) for part in ("train", "raw"))
+    data, tests = (load_data(Places(data=root), SETTING.erm, 0, part) for part in ("train", "raw"))
     side, _, network = name.partition(", ")
     model, pictures = (new_model(0, network), synthetic_photographs()) if network else (new_model(0), None)
     infer(model, tests.images[:BATCH] if pictures is None else pictures[:1])  # first use loads things: not counted
@@ -220,7 +219,7 @@ def peak_memory(root: Path, name: str, n: int, workers: int) -> dict:
             task.epoch(model)
             task.epoch(model, task.find_masks(model))
             task.evaluate(model)
-    return {"host": memory.host, "device": memory.device}
+    return {"host_mb": memory.host, "device_mb": memory.device}
 
 
 def main() -> None:
@@ -229,7 +228,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="of the usual pipeline's DataLoader")
     parser.add_argument("--root", type=Path, default=Path("data"), help="the folder with MNIST")
-    parser.add_argument("--output", type=Path, default=Path("results/speed.json"))
     parser.add_argument("--memory", choices=MEMORY, help=argparse.SUPPRESS)  # a process of its own
     arguments = parser.parse_args()
     prepare()
@@ -238,12 +236,11 @@ def main() -> None:
         print(json.dumps(peak_memory(arguments.root, arguments.memory, *common)))
         return
     rows = measure(arguments.root, arguments.images, arguments.repeats, arguments.workers)
-    memory = {name: in_own_process("benchmarks.speed", *sys.argv[1:], "--memory", name) for name in MEMORY}
-    result = {"made_with": made_with(), "batch_size": BATCH, "workers": arguments.workers,
-              "repeats": arguments.repeats, "tasks": rows, "peak_memory_mb": memory,
-              "convolution_share": convolution_share(arguments.root)}
-    write_whole(arguments.output, (json.dumps(result, indent=1) + "\n").encode())
-    print(tables.benchmark(result))
+    share = convolution_share(arguments.root)
+    pandas.DataFrame(rows).assign(convolution_share=share, workers=arguments.workers, made_with=made_with()).to_csv(
+        RESULTS / "speed.csv", index=False)
+    memory = [{"side": name, **in_own_process("benchmarks.speed", *sys.argv[1:], "--memory", name)} for name in MEMORY]
+    pandas.DataFrame(memory).assign(made_with=made_with()).to_csv(RESULTS / "memory.csv", index=False)
     publish()
 
 

@@ -5,22 +5,20 @@
 The stages are those of the notebook, and so are the checkpoints: run it, and the notebook loads them. `studies` trains
 what is missing of the MNIST experiment and measures every row of results/ on it; `demonstration` measures those of
 `masktune()` on a network of one's own; `birds` trains and measures the study on photographs, whose files are in
-data/waterbirds_rebuilt.
+data/waterbirds_rebuilt. Seeds are best trained side by side, one on each GPU; torchrun is for one large training.
 """
 
 import argparse
 
 from .. import parallel
 from ..device import prepare
-from . import birds, demonstration, stages, studies
-from .recipes import BIRDS, DIGITS, MNIST, PHOTOS, SELECTIVE
-
-SETTINGS = {setting.name: setting for setting in (*MNIST, *DIGITS, *PHOTOS, *BIRDS, *SELECTIVE)}
+from . import demonstration, questions, stages, study
+from .recipes import ALL, BIRDS, MNIST
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("setting", choices=[*SETTINGS, "studies", "demonstration", "birds"])
+    parser.add_argument("setting", choices=[*ALL, "studies", "demonstration", "birds"])
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the setting")
     parser.add_argument("--processes", type=int, default=1,
                         help="large trainings at once, which share the CPU's cores; of the SmallCNN, one on each core")
@@ -28,18 +26,20 @@ def main() -> None:
     prepare()
     parallel.start()
     try:
-        if arguments.setting == "studies":
+        if arguments.setting in ALL:
+            stages.run_all((ALL[arguments.setting],), arguments.seeds, arguments.processes)
+        elif parallel.world() > 1:
+            parser.error(f"{arguments.setting} measures many small runs side by side; start it without torchrun")
+        elif arguments.setting == "studies":
             stages.run_all(MNIST)
-            studies.ask(MNIST, *studies.QUESTIONS)
-            studies.ratio_study(MNIST[0])
+            for setting in MNIST:
+                study.ask([setting], *questions.of(setting))
         elif arguments.setting == "demonstration":
             demonstration.demonstrate()
-        elif arguments.setting == "birds":
-            birds.choose(BIRDS[1])
-            for question in birds.QUESTIONS:
-                birds.ask(BIRDS[1], question)
         else:
-            stages.run_all((SETTINGS[arguments.setting],), arguments.seeds, arguments.processes)
+            study.choose()
+            for question in questions.of(BIRDS[1]):
+                study.ask(BIRDS[1:], question)
     finally:
         parallel.stop()
 

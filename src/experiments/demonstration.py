@@ -5,20 +5,21 @@ archive leaves it. Nothing here is used but what a reader has: torch, torchvisio
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
+import pandas
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..datasets import Images, load
 from ..repair import masktune
-from ..rows import Row, measured, row
 from ..seeding import generator
-from .workers import side_by_side
+from .recipes import Places
+from .rows import Row, measured
 
-RESULTS = Path("results/demonstration.json")
 CLASSES = ("even", "odd")
 SIDE, OPACITY = 3, 0.8  # pixels of the mark, and how much of what is below it covers
 CORNER = slice(-SIDE - 1, -1)  # at the lower right, one pixel from the edge
@@ -86,15 +87,15 @@ def fit(model: nn.Module, data: Images, epochs: int = 5, lr: float = 0.01, batch
             optimizer.step()
 
 
-def demonstrate() -> list[Row]:
+def demonstrate(places: Places = Places()) -> pandas.DataFrame:
     """All rows: the candidates on validation images, with seeds of their own, and the chosen one on test images."""
     conditions = [{"part": "val", "seed": seed, **candidate} for seed in CHOOSING_SEEDS for candidate in CANDIDATES]
     conditions += [{"part": "test", "seed": seed, **CHOSEN} for seed in SEEDS]
-    return measured(RESULTS, conditions, lambda missing: side_by_side(_measure, missing, "demonstration"))
+    return measured(places.results / "demonstration.csv", conditions, partial(_measure, places))
 
 
-def _measure(condition: Row) -> Row:
-    digits = marked_digits(condition["seed"], condition["part"])
+def _measure(places: Places, condition: Row) -> Row:
+    digits = marked_digits(condition["seed"], condition["part"], root=places.data)
     model = small_network(condition["seed"])
     fit(model, digits.train)
     _, report = masktune(model, digits.train, layer="0", lr=condition["lr"], batch_size=condition["batch_size"],
@@ -103,4 +104,4 @@ def _measure(condition: Row) -> Row:
     scores = {f"{when}_{name}{suffix}": value
               for when, found in (("before", report.before), ("after", report.after))
               for name, one in found.items() for suffix, value in (("", one.average), ("_worst", one.worst))}
-    return row(condition, {**scores, "hidden": report.hidden, "mark_hidden": corner.double().mean().item()})
+    return {**scores, "hidden": report.hidden, "mark_hidden": corner.double().mean().item()}

@@ -6,20 +6,22 @@ The paper's score multiplies what ERM and MaskTune say: where they disagree, the
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
+import pandas
 import torch
 from torch import Tensor
 
 from .. import datasets
+from ..device import cores
 from ..inference import infer
-from ..rows import Row, matching, measured, row, saved
 from ..state import State, digest
 from . import stages
-from .recipes import SELECTIVE_LRS, Setting
-from .studies import RESULTS
+from .recipes import Places, Setting
+from .rows import Row, matching, measured, saved
 
+LRS = (0.01, 0.001, 0.0001)  # of the fine-tune: from MNIST's down towards ERM's last, 0.1 / 2 ** 11
 COVERAGES = (0.8, 0.85, 0.9, 0.95, 1.0)  # paper
 VOICES = ("ERM", "MaskTune alone", "ERM × MaskTune", "two ERM seeds")
 _CIFAR10 = {0.85: 0.0496, 0.9: 0.0668, 0.95: 0.0869, 1.0: 0.1115}
@@ -104,14 +106,14 @@ def aurc(scores: Tensor, wrong: Tensor) -> float:
     return risk_coverage(scores, wrong).mean().item()
 
 
-def selective_study(setting: Setting) -> list[Row]:
+def selective_study(setting: Setting, places: Places = Places()) -> pandas.DataFrame:
     """Error, real coverage and AURC of each of `VOICES`, seed by seed, on the test set; measured once, then loaded.
 
-    The thresholds are those of the validation set. A row's `error` and `coverage` are at each of `COVERAGES`, its
-    `risks` the curve at every hundredth of the coverage, its `hidden` the share of training pixels that MaskTune hid.
-    "two ERM seeds" are the row's and the next.
+    The thresholds are those of the validation set. A row's `error_0.8` and `coverage_0.8` and so on are at each of
+    `COVERAGES`, its `risk_1` to `risk_100` the curve at every hundredth of the coverage, its `hidden` the share of
+    training pixels that MaskTune hid. "two ERM seeds" are the row's and the next.
     """
-    state, heard = _voices(setting)
+    state, heard = _voices(setting, places)
 
     def measure(condition: Row) -> Row:
         seed, lr = condition["seed"], setting.finetune.lr
@@ -120,37 +122,41 @@ def selective_study(setting: Setting) -> list[Row]:
                   "two ERM seeds": [(seed, None), (other, None)]}[condition["method"]]
         validation, _ = heard(voices, "val")
         scores, wrong = heard(voices, "test")
-        seen = [error_and_coverage(scores, wrong, threshold(validation, coverage)) for coverage in COVERAGES]
+        row: Row = {"aurc": aurc(scores, wrong)}
+        for coverage in COVERAGES:
+            row[f"error_{coverage}"], row[f"coverage_{coverage}"] = error_and_coverage(
+                scores, wrong, threshold(validation, coverage))
+        if (seed, lr) in voices:
+            row["hidden"] = state(seed, lr).history["hidden"][0]
         risks = risk_coverage(scores, wrong)
-        hundredths = (torch.arange(1, 101) * len(risks) / 100).round().long().clamp(min=1) - 1
-        hidden = {"hidden": state(seed, lr).history["hidden"][0]} if (seed, lr) in voices else {}
-        return row(condition, {
-            "error": [error for error, _ in seen], "coverage": [coverage for _, coverage in seen],
-            "aurc": aurc(scores, wrong), "risks": [round(risk, 5) for risk in risks[hundredths].tolist()], **hidden})
+        for i in range(1, 101):
+            row[f"risk_{i}"] = round(risks[max(1, round(i * len(risks) / 100)) - 1].item(), 5)
+        return row
 
-    return measured(_file(setting), conditions(setting), partial(map, measure))
+    return measured(_file(setting, places), conditions(setting), measure, processes=1, threads=cores())
 
 
-def selective_lrs(setting: Setting) -> list[Row]:
-    """MaskTune with the fine-tune at each of `SELECTIVE_LRS`, from the same ERM weights; measured once, then loaded.
+def selective_lrs(setting: Setting, places: Places = Places()) -> pandas.DataFrame:
+    """MaskTune with the fine-tune at each of `LRS`, from the same ERM weights; measured once, then loaded.
 
     A row has, on the validation set ("val") and on the test set, the error of MaskTune alone and the AURC of its
     product with ERM. An LR is chosen by the validation set; what the test set says is there to be compared.
     """
-    _, heard = _voices(setting)
+    _, heard = _voices(setting, places)
 
     def measure(condition: Row) -> Row:
         seed, lr = condition["seed"], condition["lr"]
-        return row(condition, {key: value for part in ("val", "test") for key, value in (
+        return {key: value for part in ("val", "test") for key, value in (
             (f"error_{part}", heard([(seed, lr)], part)[1].double().mean().item()),
-            (f"aurc_{part}", aurc(*heard([(seed, None), (seed, lr)], part))))})
+            (f"aurc_{part}", aurc(*heard([(seed, None), (seed, lr)], part))))}
 
-    return measured(RESULTS / f"finetune-lr-{setting.name}.json", (
-        {"setting": setting.name, "seed": seed, "lr": lr, "recipe": _recipe(setting, lr)}
-        for seed in setting.seeds for lr in SELECTIVE_LRS), partial(map, measure))
+    conditions = [{"setting": setting.name, "seed": seed, "lr": lr, "erm": _recipe(setting, lr)}
+                  for seed in setting.seeds for lr in LRS]
+    return measured(places.results / f"finetune-lr-{setting.name}.csv", conditions, measure, processes=1,
+                    threads=cores())
 
 
-def _voices(setting: Setting) -> tuple[Callable, Callable]:
+def _voices(setting: Setting, places: Places) -> tuple[Callable, Callable]:
     """Two functions of models, each named by its seed and the LR of its fine-tune, None for ERM.
 
     The first gives the state of one; the second the scores that several give together to the images of a part, "val" or
@@ -159,10 +165,10 @@ def _voices(setting: Setting) -> tuple[Callable, Callable]:
     @cache
     def state(seed: int, lr: float | None) -> State:
         if lr is None:
-            return stages.run_erm(setting, seed)
-        return stages.run_finetune(setting, seed, state(seed, None), replace(setting.finetune, lr=lr))
+            return stages.run_erm(places, setting, seed)
+        return stages.run_finetune(places, setting, seed, state(seed, None), replace(setting.finetune, lr=lr))
 
-    data = cache(lambda part: stages.load_data(setting.erm, part=part))
+    data = cache(lambda part: stages.load_data(places, setting.erm, part=part))
 
     @cache
     def probabilities(seed: int, lr: float | None, part: str) -> Tensor:
@@ -176,8 +182,8 @@ def _voices(setting: Setting) -> tuple[Callable, Callable]:
 
 
 def conditions(setting: Setting) -> list[Row]:
-    """What is measured of a setting; "recipe" names its training by content, so that another one is measured anew."""
-    return [{"setting": setting.name, "seed": seed, "method": method, "recipe": _recipe(setting, setting.finetune.lr)}
+    """What is measured of a setting; "erm" names its training by content, so that another one is measured anew."""
+    return [{"setting": setting.name, "seed": seed, "method": method, "erm": _recipe(setting, setting.finetune.lr)}
             for seed in setting.seeds for method in VOICES]
 
 
@@ -185,12 +191,11 @@ def _recipe(setting: Setting, lr: float) -> str:
     return digest({"erm": asdict(setting.erm), **asdict(replace(setting.finetune, lr=lr))})[:16]
 
 
-def available(setting: Setting) -> bool:
+def available(setting: Setting, places: Places = Places()) -> bool:
     """Whether a setting is measured already, or its data are there to do so."""
-    rows = saved(_file(setting))
-    return (all(matching(rows, condition) for condition in conditions(setting))
-            or datasets.missing(setting.erm.dataset, stages.DATA) is None)
+    rows = matching(saved(_file(setting, places)), conditions(setting))
+    return rows["made_with"].notna().all() or datasets.missing(setting.erm.dataset, places.data) is None
 
 
-def _file(setting: Setting) -> Path:
-    return RESULTS / f"selective-{setting.name}.json"
+def _file(setting: Setting, places: Places) -> Path:
+    return places.results / f"selective-{setting.name}.csv"

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,21 +14,19 @@ from matplotlib.patches import ConnectionPatch
 from torch import Tensor
 
 from ..datasets import CLASSES
-from ..metrics import summarize
-from ..rows import Row, pivot
 from .tables import NAMES, TRAINING_SETS
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
 _CYCLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]  # of the style file: one colour means one thing everywhere
-COLOURS = dict(zip((*NAMES.values(), *TRAINING_SETS), _CYCLE, strict=True))
+COLOURS = dict(zip((*NAMES.values(), *TRAINING_SETS.values()), _CYCLE, strict=True))
 HATCHES = {"raw": "", "malicious": "///"}
 WRONG = "#d62728"
 HEAT = dict(cmap="inferno", vmin=0, vmax=1)
 MASK = dict(cmap="gray", vmin=0, vmax=1)
 
 
-def overview(image: Tensor, heatmap: Tensor, mask: Tensor, rows: Sequence[Row], titles: dict[str, str]) -> Figure:
+def overview(image: Tensor, heatmap: Tensor, mask: Tensor, rows: pandas.DataFrame, titles: dict[str, str]) -> Figure:
     """The method on a real image (3, H, W) float, its heat map (H, W) and mask (H, W) bool; below it, what comes of it.
 
     Bars: accuracy of ERM, RandMask and MaskTune on both test sets, mean over all runs; whiskers: one std.
@@ -45,13 +44,13 @@ def overview(image: Tensor, heatmap: Tensor, mask: Tensor, rows: Sequence[Row], 
                                          axesB=right, arrowstyle="-|>", mutation_scale=18, color="0.3", linewidth=1.8))
     for axis, (setting, title) in zip(bars, titles.items(), strict=True):
         for j, (test_set, hatch) in enumerate(HATCHES.items()):
-            accuracies = pivot([row for row in rows if row["setting"] == setting], ("method",), test_set)
-            for i, ((method,), values) in enumerate(accuracies.items()):
-                summary = summarize([100 * value for value in values])
-                x, whisker = j + 0.28 * (i - 1), summary.std if summary.n > 1 else 0
-                axis.bar(x, summary.mean, 0.26, yerr=whisker or None, capsize=3, color=COLOURS[NAMES[method]],
-                         hatch=hatch, edgecolor="white", label=NAMES[method] if j == 0 else None)
-                axis.text(x, summary.mean + whisker + 2, f"{summary.mean:.0f}", ha="center")
+            accuracies = 100 * rows[rows["setting"] == setting].groupby("method", sort=False)[test_set].agg(
+                ["mean", "std"]).fillna(0)
+            for i, (method, (mean, std)) in enumerate(accuracies.iterrows()):
+                x = j + 0.28 * (i - 1)
+                axis.bar(x, mean, 0.26, yerr=std or None, capsize=3, color=COLOURS[NAMES[method]], hatch=hatch,
+                         edgecolor="white", label=NAMES[method] if j == 0 else None)
+                axis.text(x, mean + std + 2, f"{mean:.0f}", ha="center")
         axis.axhline(50, color="0.6", linewidth=1, linestyle=":")  # chance, of two classes
         axis.set(title=title, ylim=(0, 115), yticks=range(0, 101, 25), xticks=range(2), xticklabels=HATCHES)
     bars[0].set_ylabel("accuracy, %")
@@ -148,8 +147,8 @@ def by_digit(accuracies: dict[str, Tensor], whole: dict[str, float]) -> Figure:
     return figure
 
 
-def panels(panels: dict[str, tuple[Sequence[Row], str]], ylabel: str, names: dict[str, str], series: str = "setting",
-           value: str = "worst", lines: dict[str, float] | None = None) -> Figure:
+def panels(panels: dict[str, tuple[pandas.DataFrame, str]], ylabel: str, names: dict[str, str],
+           series: str = "setting", value: str = "worst", lines: dict[str, float] | None = None) -> Figure:
     """What a result depends on, a small panel for each question: dots are runs, a line joins their means.
 
     Args:
@@ -164,17 +163,17 @@ def panels(panels: dict[str, tuple[Sequence[Row], str]], ylabel: str, names: dic
     for axis in axes.flat[len(panels):]:
         axis.set_axis_off()
     for axis, (title, (answers, vary)) in zip(axes.flat, panels.items(), strict=False):
-        points = pivot(answers, (series, vary), value)
-        ticks = [varied for _, varied in points]
-        ticks = sorted(set(ticks)) if isinstance(ticks[0], (int, float)) else list(dict.fromkeys(ticks))
-        shown = list(dict.fromkeys(name for name, _ in points))
+        ticks = answers[vary].unique().tolist()
+        ticks = ticks if isinstance(ticks[0], str) else sorted(ticks)
+        shown = answers[series].unique().tolist()
         for i, name in enumerate(shown):
-            own = {varied: values for (whose, varied), values in points.items() if whose == name}
-            x = [ticks.index(varied) + 0.1 * (i - (len(shown) - 1) / 2) for varied in own]
+            own = answers[answers[series] == name].groupby(vary, sort=False)[value]
+            at = {varied: ticks.index(varied) + 0.1 * (i - (len(shown) - 1) / 2) for varied in own.groups}
+            means = 100 * own.mean()
             colour = COLOURS[names[name]]
-            axis.plot(x, [100 * summarize(values).mean for values in own.values()], color=colour, label=names[name])
-            for at, values in zip(x, own.values(), strict=True):
-                axis.plot([at] * len(values), [100 * one for one in values], "o", color=colour, markersize=3.5)
+            axis.plot([at[varied] for varied in means.index], means, color=colour, label=names[name])
+            for varied, values in own:
+                axis.plot([at[varied]] * len(values), 100 * values, "o", color=colour, markersize=3.5)
         for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
             axis.axhline(100 * level, color="0.35", linewidth=1.1, linestyle=style, label=name)
         axis.set(title=title, ylim=(-4, 104), yticks=range(0, 101, 25), xlim=(-0.4, len(ticks) - 0.6))
@@ -197,19 +196,16 @@ def photographs(images: Tensor, heat: Tensor, masks: Tensor, objects: Tensor, ti
     return figure
 
 
-def risk_curves(rows: Sequence[Row], title: str) -> Figure:
+def risk_curves(rows: pandas.DataFrame, title: str) -> Figure:
     """Error among the answers against coverage, one line a method: mean over seeds, and a band of one std."""
     figure, axis = plt.subplots(figsize=(7, 4))
     looks = {"ERM": ("ERM", "-"), "two ERM seeds": ("ERM", "--"), "MaskTune alone": ("MaskTune", "--"),
              "ERM × MaskTune": ("MaskTune", "-")}
-    coverages = [100 * (i + 1) / len(rows[0]["risks"]) for i in range(len(rows[0]["risks"]))]
     for method, (whose, line) in looks.items():
-        points = list(zip(*(row["risks"] for row in rows if row["method"] == method), strict=True))
-        seeds = [summarize([100 * risk for risk in point]) for point in points]
-        axis.plot(coverages, [one.mean for one in seeds], color=COLOURS[whose], linestyle=line, label=method)
-        if seeds[0].n > 1:
-            axis.fill_between(coverages, [one.mean - one.std for one in seeds], [one.mean + one.std for one in seeds],
-                              color=COLOURS[whose], alpha=0.15, linewidth=0)
+        risks = 100 * rows[rows["method"] == method].filter(like="risk_")
+        mean, std = risks.mean(), risks.std()
+        axis.plot(range(1, 101), mean, color=COLOURS[whose], linestyle=line, label=method)
+        axis.fill_between(range(1, 101), mean - std, mean + std, color=COLOURS[whose], alpha=0.15, linewidth=0)
     axis.set(title=title, xlabel="coverage, % of the test images", ylabel="error among the answers, %")
     axis.legend(loc="upper left")
     return figure

@@ -1,0 +1,288 @@
+"""What a result depends on: each condition is one row, measured once into `results/<setting>.csv`.
+
+All start from the ERM weights of finished runs: masks of one kind or another, then one epoch, then the test sets.
+Accuracies are in [0, 1]: of each test set ("average" where there is but one), of each group, and of the `worst` group.
+Those that begin with `val` are of the validation set: by them alone anything is chosen.
+"""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from functools import cache, lru_cache, partial
+from itertools import product
+
+import pandas
+import torch
+from torch import Tensor, nn
+
+from .. import datasets
+from ..checkpoint import finished
+from ..classifier import copied
+from ..datasets import Images
+from ..device import best_device, room_for
+from ..inference import accuracy, infer, pixels
+from ..masking import find_masks, hottest, random_masks
+from ..masks import Masks
+from ..metrics import Score, adjusted_average, score
+from ..saliency import resized, unit_range, xgradcam
+from ..seeding import generator
+from ..state import State, digest
+from ..training import train_epoch
+from . import questions, stages
+from .dfr import refit_last_layer
+from .questions import ORACLES, Row
+from .recipes import BIRDS, DIGIT_SETS, MNIST, Places, Setting
+from .rows import matching, measured, saved
+from .workers import side_by_side
+
+CHOOSING_SEEDS, CHOOSING_EPOCHS = (10, 11), 5  # of ERM's candidates on birds, which see the validation set alone
+CANDIDATES = ({"lr": 0.001, "batch_size": 32}, {"lr": 0.003, "batch_size": 32}, {"lr": 0.01, "batch_size": 32},
+              {"lr": 0.01, "batch_size": 128})
+
+
+def ask(settings: Iterable[Setting], *asked: str, places: Places = Places()) -> pandas.DataFrame:
+    """The rows that answer some of a setting's questions (see `questions`); what is missing is measured now."""
+    tables = []
+    for setting in settings:
+        wanted = [{**condition, "erm": _erm_name(places, setting, condition)}
+                  for condition in questions.conditions(setting, *asked)]
+        path = places.results / f"{setting.name}.csv"
+        tables.append(measured(path, wanted, partial(_measure, places, setting), partial(_train, places, setting)))
+    return pandas.concat(tables, ignore_index=True)
+
+
+def shipped(*asked: str, settings: Iterable[Setting] = MNIST, places: Places = Places()) -> pandas.DataFrame:
+    """The same rows as `results/` has them: nothing is trained, measured, or compared with checkpoints."""
+    wanted = {f"{setting.name}.csv": questions.conditions(setting, *asked) for setting in settings}
+    return pandas.concat([matching(saved(places.results / file), conditions) for file, conditions in wanted.items()
+                          if conditions], ignore_index=True)
+
+
+def _erm_name(places: Places, setting: Setting, condition: Row) -> str:
+    """What a row starts from: of digits the weights, which are shipped; else the recipe and the sizes of the groups."""
+    digits = setting.erm.dataset in DIGIT_SETS
+    if digits and _varied(setting, condition) is setting:
+        return _weights(places, setting, condition["seed"])
+    counts = [] if digits else datasets.open_files(setting.erm.dataset, "train", places.data).counts()
+    return digest({**asdict(setting.erm), "train": counts})[:16]
+
+
+@cache
+def _weights(places: Places, setting: Setting, seed: int) -> str:
+    return stages.run_erm(places, setting, seed).digest()[:16]
+
+
+def _varied(setting: Setting, condition: Row) -> Setting:
+    """The setting with ERM as a condition has it, and a folder of its own for that."""
+    ratio = {"class_mix_ratio": condition["ratio"]} if "ratio" in condition else {}
+    erm = replace(setting.erm, epochs=condition["erm_epochs"], options=setting.erm.options | ratio)
+    if erm == setting.erm:
+        return setting
+    name = "-".join([setting.name, str(erm.epochs), *(f"{value:g}" for value in ratio.values())])
+    return replace(setting, name=name, erm=erm)
+
+
+def _train(places: Places, setting: Setting, missing: list[Row]) -> None:
+    """Train the ERMs that conditions start from, each once."""
+    wanted = dict.fromkeys((_varied(setting, condition), condition["seed"]) for condition in missing)
+    tasks = [(one, seed) for one, seed in wanted
+             if not finished(stages.erm_path(places, one, seed), one.erm.epochs)]
+    for _ in side_by_side(partial(_run_erm, places), tasks, f"{setting.name}: ERM"):
+        pass
+
+
+def _run_erm(places: Places, task: tuple[Setting, int]) -> None:
+    stages.run_erm(places, *task)
+
+
+def _measure(places: Places, setting: Setting, condition: Row) -> Row:
+    return _subject(places, _varied(setting, condition), condition["seed"]).measure(condition)
+
+
+@lru_cache(maxsize=1)
+def _subject(places: Places, setting: Setting, seed: int) -> "Subject":
+    return Subject(places, setting, seed)
+
+
+class Subject:
+    """One setting with one seed: the ERM state and the data that every condition starts from."""
+
+    def __init__(self, places: Places, setting: Setting, seed: int) -> None:
+        self.setting, self.seed, self.erm = setting, seed, stages.run_erm(places, setting, seed)
+        self.train = stages.load_data(places, setting.erm, seed)
+        self.tests = stages.load_tests(places, setting)
+        self.val = None if setting.erm.dataset in DIGIT_SETS else stages.load_data(places, setting.erm, seed, "val")
+        device = room_for(self.train.images)
+        self.images, self.labels = self.train.images.to(device), self.train.labels.to(device)
+        self.found = cache(lambda layer, k: find_masks(explained(self.erm.model, layer), self.images, k))
+        self.random = cache(lambda epoch: random_masks(len(self.images), tuple(self.images.shape[2:]), seed, epoch,
+                                                       self.images.device))
+        self.hit = cache(self._hit)  # many conditions share their masks
+
+    def measure(self, condition: Row) -> Row:
+        """What a condition comes to: what its masks hit, and the accuracies after its last iteration."""
+        if condition["method"] == "erm":
+            return self.scores(self.erm.model)
+        state = stages.start_finetune(self.setting.erm, self.erm)
+        if condition["method"] == "dfr":
+            data = self.val or self.train
+            refit_last_layer(state.model, data.images.to(best_device()), data.labels, data.groups, self.seed)
+            return self.scores(state.model)
+        for part in state.model.train().modules() if condition["batchnorm"] == "frozen" else ():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+        seen: Row = {}
+        for _ in range(condition["iteration"]):
+            state.masks = self.masks(condition, state)
+            images, masks = self.images, state.masks
+            if condition["fill"] == "other" and masks is not None:
+                images, masks = self.filled(masks), None
+            try:
+                _, seen["met"] = train_epoch(
+                    state, images, self.labels, masks=masks, lr=condition["lr"], order=condition["order"],
+                    **stages.epoch_options(self.setting.erm, self.seed))
+            except FloatingPointError:  # here a finding: such a model says "0-4" to everything
+                seen["diverged"] = True
+            state.finish_epoch()
+        return seen | (self.hit(state.masks) if state.masks else {}) | self.scores(state.model)
+
+    def masks(self, condition: Row, state: State) -> Masks | None:
+        """The masks of the next iteration; None: nothing is hidden."""
+        method, first = condition["method"], state.epoch == self.erm.epoch
+        if method == "plain":
+            return None
+        if method == "randmask":
+            return self.random(state.epoch)
+        if method in ORACLES:
+            return self.train.known if method == "known hidden" else _inverted(self.train.known)
+        if condition["cam"] != "XGradCAM":
+            return self._masks_of(condition["cam"])
+        if not first:
+            return find_masks(explained(state.model, condition["layer"]), self.images, condition["k"],
+                              state.masks if condition["accumulate"] else None)
+        masks = self.found(condition["layer"], condition["k"])
+        if method == "shuffled":
+            order = torch.randperm(len(masks), generator=generator(self.seed, "shuffled"))
+            return Masks(masks.shape, masks.bits[order])
+        return masks
+
+    def filled(self, masks: Masks) -> Tensor:
+        """The training images with hidden pixels from another one each, drawn from the seed."""
+        images = self.images.clone()
+        others = torch.randperm(len(images), generator=generator(self.seed, "fill"))
+        for chunk in torch.arange(len(images)).split(256):
+            images[chunk] = torch.where(masks[chunk][:, None], self.images[others[chunk]], images[chunk])
+        return images
+
+    def _hit(self, masks: Masks) -> Row:
+        """What masks hit, of all training images.
+
+        `hidden`: the share of pixels; `untouched`: the share of images in which nothing is hidden; `erm_on_masked`:
+        ERM's accuracy on the masked images, of photographs on every fourth. Where pixels are known, of all images and
+        of each group: `known`, their share of all pixels; `on_known`, how much of what is hidden they are;
+        `known_hidden`, how much of them is hidden; and `known_visible`, in how many images a rest of them stays
+        visible.
+        """
+        some = slice(None, None, 1 if self.val is None else 4)
+        facts = {"hidden": masks.share(), "untouched": masks.untouched(),
+                 "erm_on_masked": accuracy(self.erm.model, self.images[some], self.labels[some], Masks.of(masks[some]))}
+        if self.train.known is None:
+            return facts
+        names = self.train.group_names
+        counts = torch.zeros(len(names), 5, dtype=torch.float64)  # pixels, hidden, known, both; images with a rest
+        for chunk in torch.arange(len(masks)).split(256):
+            hidden, known = masks[chunk].cpu(), self.train.known[chunk].cpu()
+            each = torch.stack([torch.ones_like(hidden), hidden, known, hidden & known], 1).double().sum((2, 3))
+            rest = (known & ~hidden).flatten(1).any(1, keepdim=True)
+            counts.index_add_(0, self.train.groups[chunk], torch.cat([each, rest], 1))
+        for suffix, (all_pixels, hidden, known, both, rest) in zip(
+                ("", *(f": {name}" for name in names)), (counts.sum(0), *counts), strict=True):
+            facts |= {f"hidden{suffix}": (hidden / all_pixels).item(), f"known{suffix}": (known / all_pixels).item(),
+                      f"on_known{suffix}": (both / hidden.clamp(min=1)).item(),
+                      f"known_hidden{suffix}": (both / known).item(), f"known_visible{suffix}": int(rest)}
+        return facts
+
+    def _masks_of(self, cam: str, batch_size: int = 500) -> Masks:
+        """The masks of the training images by another CAM; see `questions.BASE`."""
+        import pytorch_grad_cam  # here: no training needs it, and it takes seconds
+
+        model = copy.deepcopy(self.erm.model).eval()  # the library's classes leave traces
+        draw = generator(self.seed, "random maps")
+        explain = None if cam in ("random", "label") else getattr(pytorch_grad_cam, cam)(model, [model.saliency_layer])
+        masks = Masks((len(self.images), *self.images.shape[2:]), device=self.images.device)
+        for start in range(0, len(self.images), batch_size):
+            batch = slice(start, start + batch_size)
+            seen = pixels(self.images[batch])
+            if cam == "random":
+                coarse = torch.rand(len(seen), 8, 8, generator=draw).to(seen.device)
+                heat = unit_range(resized(coarse, *seen.shape[2:]))
+            elif cam == "label":
+                heat = xgradcam(model, seen, classes=self.labels[batch])
+            else:
+                heat = torch.from_numpy(explain(seen, targets=None)).to(seen.device)
+            masks[batch] = hottest(heat)
+        return masks
+
+    def scores(self, model: nn.Module) -> Row:
+        """Averages of the test sets, of each group in them, of the worst of these; and of the validation set."""
+        row, groups = {}, {}
+        for name, test in self.tests.items():
+            one = _scored(model, test)
+            row["average" if name == "test" else name] = one.average
+            groups |= {test.group_names[group]: value for group, value in one.groups.items()}
+            if name == "test":
+                row["adjusted_average"] = adjusted_average(one.groups, self.train.groups)
+        row |= {"worst": min(groups.values()), **groups}
+        if self.val is not None:
+            val = _scored(model, self.val)
+            row |= {"val_average": val.average, "val_worst": val.worst}
+        return row
+
+
+def examples(setting: Setting, seed: int = 0, each: int = 2, places: Places = Places()
+             ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str]]:
+    """The first training images of each group: images, heat maps, masks, the known pixels, and titles."""
+    train, model = stages.load_data(places, setting.erm), stages.run_erm(places, setting, seed).model
+    chosen = torch.cat([torch.nonzero(train.groups == group).flatten()[:each] for group in train.groups.unique()])
+    images = pixels(train.images[chosen])
+    heat = xgradcam(model, images.to(best_device())).cpu()
+    titles = [train.group_names[group].replace(", ", "\non ") for group in train.groups[chosen].tolist()]
+    return images, heat, hottest(heat), train.known[chosen], titles
+
+
+def choose(setting: Setting = BIRDS[1], places: Places = Places()) -> pandas.DataFrame:
+    """ERM's candidates on the validation set: `average`, `worst` and `train`, the accuracies after each epoch."""
+    conditions = [{"setting": setting.name, "seed": seed, **candidate}
+                  for seed, candidate in product(CHOOSING_SEEDS, CANDIDATES)]
+    return measured(places.results / f"{setting.name}-erm.csv", conditions, partial(_choose, places, setting))
+
+
+def _choose(places: Places, setting: Setting, condition: Row) -> Row:
+    seed = condition["seed"]
+    erm = replace(setting.erm, epochs=CHOOSING_EPOCHS, lr=condition["lr"], batch_size=condition["batch_size"])
+    train, validation = (stages.load_data(places, erm, seed, part) for part in ("train", "val"))
+    model = stages.new_model(seed, erm.model, erm.classes, erm.weights, erm.layer)
+    state, row = State(model, stages.new_optimizer(model, erm)), {}
+    for epoch in range(1, erm.epochs + 1):
+        _, met = train_epoch(state, train.images, train.labels, lr=erm.lr, **stages.epoch_options(erm, seed))
+        state.finish_epoch()
+        one = _scored(state.model, validation)
+        row |= {f"average_{epoch}": one.average, f"worst_{epoch}": one.worst, f"train_{epoch}": met}
+    return row
+
+
+def explained(model: nn.Module, layer: str) -> nn.Module:
+    """A model with another saliency layer, as a copy; "own": the model itself."""
+    if layer == "own":
+        return model
+    copy = copied(model)
+    copy.layer = layer
+    return copy
+
+
+def _inverted(masks: Masks) -> Masks:
+    return Masks.of(torch.cat([~masks[chunk] for chunk in masks.chunks()]))
+
+
+def _scored(model: nn.Module, data: Images) -> Score:
+    return score(infer(model, data.images).argmax(1).cpu(), data.labels, data.groups)
