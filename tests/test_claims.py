@@ -1,15 +1,14 @@
 """Every number that the prose of the notebook states as ours is computed here from the rows that it speaks of."""
 
 import re
-from statistics import mean
 
 import nbformat
 import pytest
 
-from src.experiments import birds, demonstration, selective, studies
-from src.experiments.recipes import MNIST, SELECTIVE
-from src.metrics import summarize
-from src.rows import saved
+from src.experiments import demonstration, questions, selective, study
+from src.experiments.recipes import BIRDS, SELECTIVE, Places
+from src.experiments.rows import saved
+from src.report.tables import SHORTCUT, mean_std
 from tests.conftest import REPOSITORY
 
 QUOTED = {  # of others, of recipes and of arithmetic that an output shows
@@ -31,10 +30,11 @@ def in_the_repository():
 
 
 def of(rows, column="malicious", **condition):
-    """The values of a column in the rows of a condition; what it does not name is as in BASE."""
-    found = [row[column] for row in rows if condition.items() <= row.items() and column in row]
-    assert found, condition
-    return found
+    """The values of a column in the rows of a condition."""
+    for key, value in condition.items():
+        rows = rows[rows[key] == value]
+    assert len(rows), condition
+    return rows[column]
 
 
 def percent(value, digits=1):
@@ -42,104 +42,94 @@ def percent(value, digits=1):
 
 
 def mnist():
-    rows = studies.shipped("results")
-    each = {order: of(rows, setting=f"mnist-{order}", method="masktune") for order in ("random", "digit", "none")}
-    means, lowest = ([percent(how(values)) for values in each.values()] for how in (mean, min))
-    yield (f"ERM reads {percent(mean(of(rows, setting='mnist-digit', method='erm')))} % of the test images right, and "
+    rows = study.shipped("results")
+    each = [of(rows, setting=f"mnist-{order}", method="masktune") for order in ("random", "digit", "none")]
+    means, lowest = [percent(values.mean()) for values in each], [percent(values.min()) for values in each]
+    yield (f"ERM reads {percent(of(rows, setting='mnist-digit', method='erm').mean())} % of the test images right, and "
            f"after one epoch of MaskTune it is {means[1]} %")
     yield f"at {means[0]} % (1 % random), {means[1]} % (by digit) and {means[2]} % (none conflicting)"
     yield f"lowest runs are {lowest[0]} %, {lowest[1]} % and {lowest[2]} %"
-    covered = [mean(of(rows, "shortcut_hidden", setting=setting.name, method="randmask")) for setting in MNIST]
+    covered = rows[rows["method"] == "randmask"].groupby("setting")[f"known_hidden{SHORTCUT}"].mean()
     assert {percent(share, 0) for share in covered} == {"5"}
     yield "it hides 5 % of the squares' pixels"
-    by_seed = {seed: mean(of(rows, setting="mnist-random", method="masktune", seed=seed)) for seed in range(5)}
-    visible = {seed: of(rows, "shortcut_visible", setting="mnist-random", method="masktune", seed=seed)[0]
-               for seed in range(5)}
-    rest, whole = (list(map(percent, sorted(by_seed[seed] for seed in by_seed if (visible[seed] > 1000) == many)))
-                   for many in (True, False))
+    tuned = rows[(rows["setting"] == "mnist-random") & (rows["method"] == "masktune")].groupby("seed")
+    many = tuned[f"known_visible{SHORTCUT}"].first() > 1000
+    rest, whole = ([percent(value) for value in sorted(tuned["malicious"].mean()[chosen])] for chosen in (many, ~many))
     yield f"end at {rest[0]} to {rest[-1]} %, the two others at {whole[0]} and {whole[1]} %"
-    ends = studies.shipped("ending")
-    decay, average = (summarize(of(ends, setting="mnist-random", ending=ending)) for ending in ("decay", "average"))
-    yield f"({decay} % and {average} % at 1 % random)"
-    yield f"the decay ends at {summarize(of(ends, setting='mnist-none', ending='decay'))} %"
 
 
 def dependence():
-    k, cam, lr = (studies.shipped(question) for question in ("threshold", "cam", "lr"))
-    yield (f"falls from {percent(min(of(k, setting='mnist-digit', k=2.0)))} to "
-           f"{percent(min(of(k, setting='mnist-digit', k=2.5)))} % between k = 2 and 2.5")
+    k, cam, lr = (study.shipped(question) for question in ("threshold", "cam", "lr"))
+    yield (f"falls from {percent(of(k, setting='mnist-digit', k=2.0).min())} to "
+           f"{percent(of(k, setting='mnist-digit', k=2.5).min())} % between k = 2 and 2.5")
     hidden, after = ("{}, {} and {}".format(*(percent(value, 0) for value in of(cam, column, setting="mnist-none",
                                                                                 cam="GradCAM")))
-                     for column in ("shortcut_hidden", "malicious"))
+                     for column in (f"known_hidden{SHORTCUT}", "malicious"))
     yield f"hides {hidden} % of the squares' pixels where none is conflicting, and ends at {after} %"
-    slow, fast = (percent(mean(of(lr, setting="mnist-none", lr=one))) for one in (0.00125, 0.01))
+    slow, fast = (percent(of(lr, setting="mnist-none", lr=one).mean()) for one in (0.00125, 0.01))
     yield f"{slow} % on the malicious set where none is conflicting, {fast} % at 0.01"
-    frozen = of(studies.shipped("batchnorm"), batchnorm="frozen")
-    assert [round(100 * value) in (97, 98) for value in frozen].count(True) == 3
-    assert len(frozen) == 9
+    frozen = of(study.shipped("batchnorm"), batchnorm="frozen")
+    assert (frozen.between(0.965, 0.985).sum(), len(frozen)) == (3, 9)
     yield "three of nine runs end at 97 to 98 %"
-    ratio = studies.ratio_study(MNIST[0])
-    shares = [mean(of(ratio, ratio=share)) for share in studies.RATIOS]
-    yield f"ends between {percent(min(shares))} and {percent(max(shares))} % on the malicious set"
+    shares = study.shipped("ratio").groupby(["method", "ratio"])["malicious"].mean()["masktune"]
+    yield f"ends between {percent(shares.min())} and {percent(shares.max())} % on the malicious set"
 
 
 def repair():
     rows = demonstration.demonstrate()
-    before, after, worst = (summarize(of(rows, column, part="test"))
-                            for column in ("before_turned", "after_turned", "after_turned_worst"))
-    yield f"rises from {percent(before.mean)} % to {after} %, its worse class to {worst} %"
-    chosen = sorted((1 - row["mark_hidden"], row["after_turned"]) for row in rows
-                    if row["part"] == "val" and demonstration.CHOSEN.items() <= row.items())
-    *good, bad = chosen
-    low, high = (percent(how(value for _, value in good), 0) for how in (min, max))
-    yield f"left {percent(bad[0])} % of the mark's pixels visible came back to {percent(bad[1], 0)} %, the others to " \
-          f"{low} to {high} %"
+    test, val = (rows[rows["part"] == part] for part in ("test", "val"))
+    yield (f"rises from {percent(test['before_turned'].mean())} % to {mean_std(test['after_turned'])} %, its worse "
+           f"class to {mean_std(test['after_turned_worst'])} %")
+    for key, value in demonstration.CHOSEN.items():
+        val = val[val[key] == value]
+    val = val.sort_values("mark_hidden")
+    bad, good = val.iloc[0], val["after_turned"][1:]
+    yield (f"left {percent(1 - bad['mark_hidden'])} % of the mark's pixels visible came back to "
+           f"{percent(bad['after_turned'], 0)} %, the others to {percent(good.min(), 0)} to {percent(good.max(), 0)} %")
 
 
 def second_opinion():
-    rows = saved(selective.RESULTS / f"selective-{SELECTIVE[-1].name}.json")
-    errors = {method: [mean(one) for one in zip(*of(rows, "error", method=method), strict=True)]
-              for method in selective.VOICES}
-    assert all(product >= alone for product, alone in zip(errors["ERM × MaskTune"], errors["ERM"], strict=True))
-    assert all(alone - two > 0.014 for two, alone in zip(errors["two ERM seeds"], errors["ERM"], strict=True)), errors
+    rows = saved(Places().results / f"selective-{SELECTIVE[-1].name}.csv")
+    errors = rows.groupby("method")[[f"error_{coverage}" for coverage in selective.COVERAGES]].mean()
+    assert (errors.loc["ERM × MaskTune"] >= errors.loc["ERM"]).all()
+    assert (errors.loc["ERM"] - errors.loc["two ERM seeds"] > 0.014).all()
     yield "no better than ERM alone at any of the five coverages"
 
 
 def photographs():
-    rows = birds.shipped("results")
-    worst = {method: summarize(of(rows, "worst", method=method)) for method in ("erm", "plain", "randmask", "masktune",
-                                                                                "dfr", *birds.ORACLES)}
+    asked = {question: study.shipped(question, settings=BIRDS[1:]) for question in questions.ON_PHOTOGRAPHS}
+    rows = asked["results"]
+    worst = {method: mean_std(values) for method, values in rows.groupby("method")["worst"]}
     seeds = of(rows, "worst", method="erm")
     yield f"reads {worst['dfr']} % of the worst group"
     yield (f"MaskTune ends at {worst['masktune']} %, RandMask at {worst['randmask']} %, a plain epoch at "
-           f"{worst['plain']} %, where ERM's five seeds are between {percent(min(seeds), 0)} and "
-           f"{percent(max(seeds), 0)} %")
-    tuned = [row for row in rows if row["method"] == "masktune"]
-    yield (f"in {percent(mean(row['untouched'] for row in tuned), 0)} % of the images none is, and "
-           f"{percent(mean(row['hidden'] for row in tuned))} % of all pixels are hidden")
-    layers = birds.shipped("layer")
-    finer = [mean(of(layers, "worst", layer=layer)) for layer in birds.LAYERS[1:]]
-    assert {percent(mean(of(layers, "hidden", layer=layer)), 0) for layer in birds.LAYERS[1:]} == {"4"}
-    yield f"hide 4 %, and end at {percent(min(finer), 0)} to {percent(max(finer), 0)} %"
-    relu = [mean(shares) for shares in zip(*of(layers, "on_bird_by_group", layer=birds.LAYERS[1]), strict=True)]
-    yield (f"{percent(relu[1], 0)} and {percent(relu[2], 0)} % of what is hidden in the two minority groups is bird "
-           f"({percent(relu[0], 0)} and {percent(relu[3], 0)} % in the others)")
-    lr = birds.shipped("lr")
-    yield f"at 0.01 it ends at {percent(mean(of(lr, 'worst', method='masktune', lr=0.01)))} %"
-    fill = birds.shipped("fill")
-    black, other = (summarize(of(fill, "worst", method="background hidden", fill=one)) for one in birds.FILLS)
-    yield f"with the background black it ends at {percent(black.mean)} %, with pixels of other images at {other} %"
-    kept = percent(mean(of(fill, "worst", method="masktune", fill="other")))
-    more, shuffled = (percent(mean(of(birds.shipped("ours"), "worst", method=method, k=1.0)))
-                      for method in ("masktune", "shuffled"))
+           f"{worst['plain']} %, where ERM's five seeds are between {percent(seeds.min(), 0)} and "
+           f"{percent(seeds.max(), 0)} %")
+    tuned = rows[rows["method"] == "masktune"].mean(numeric_only=True)
+    yield (f"in {percent(tuned['untouched'], 0)} % of the images none is, and {percent(tuned['hidden'])} % of all "
+           "pixels are hidden")
+    layers = asked["layer"].groupby("layer").mean(numeric_only=True)
+    finer = layers.loc[list(questions.LAYERS[1:])]
+    assert {percent(share, 0) for share in finer["hidden"]} == {"4"}
+    yield f"hide 4 %, and end at {percent(finer['worst'].min(), 0)} to {percent(finer['worst'].max(), 0)} %"
+    sharp = [percent(share, 0) for share in layers.loc[questions.LAYERS[1]].filter(like="on_known: ")]
+    yield (f"{sharp[1]} and {sharp[2]} % of what is hidden in the two minority groups is bird ({sharp[0]} and "
+           f"{sharp[3]} % in the others)")
+    yield f"at 0.01 it ends at {percent(of(asked['lr'], 'worst', method='masktune', lr=0.01).mean())} %"
+    fill, ours = asked["fill"], asked["ours"]
+    black, other = (of(fill, "worst", method="rest hidden", fill=one) for one in questions.FILLS)
+    yield (f"the background black it ends at {percent(black.mean())} %, with pixels of other images at "
+           f"{mean_std(other)} %")
+    kept = percent(of(fill, "worst", method="masktune", fill="other").mean())
+    more, shuffled = (percent(of(ours, "worst", method=method, k=1.0).mean()) for method in ("masktune", "shuffled"))
     yield (f"filled with other images, MaskTune ends at {kept} % at k = 2 and at {more} % at k = 1, its masks shuffled "
            f"among the images at {shuffled} %")
-    late = birds.shipped("lateness")
-    old, new = ("{}, {} and {}".format(*(percent(mean(of(late, "worst", method=method, erm_epochs=epochs)), 0)
-                                         for epochs in (1, 2, 5))) for method in ("erm", "masktune"))
-    more = [percent(mean(of(birds.shipped("iterations"), "worst", iteration=i)), 0) for i in (2, 3)]
+    late = asked["lateness"].groupby(["method", "erm_epochs"])["worst"].mean()
+    old, new = ("{}, {} and {}".format(*(percent(value, 0) for value in late[method]))
+                for method in ("erm", "masktune"))
+    again = [percent(of(asked["iterations"], "worst", iteration=i).mean(), 0) for i in (2, 3)]
     yield (f"After 1, 2 and 5 epochs of ERM, its worst group is at {old} %, and after MaskTune at {new} %; a second "
-           f"and a third iteration end at {more[0]} and {more[1]} %")
+           f"and a third iteration end at {again[0]} and {again[1]} %")
     held = (218, 218, 50, 50)  # validation images of each group
     yield f"a model that says landbird to everything has {percent((held[0] + held[1]) / sum(held))} %"
 

@@ -3,12 +3,8 @@
 import pytest
 import torch
 
-from src.experiments import demonstration
-from src.experiments.demonstration import CANDIDATES, CHOSEN, CORNER, SEEDS, fit, marked_digits, small_network
-from src.metrics import summarize
+from src.experiments.demonstration import CHOSEN, CORNER, fit, marked_digits, small_network
 from src.repair import masktune
-from src.rows import saved
-from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +41,3 @@ def test_a_network_of_ones_own_is_repaired(digits):
     assert report.before["turned"].average < 0.4
     assert report.after["turned"].average > report.before["turned"].average + 0.2
     assert report.masks[digits.train.labels == 1][:, CORNER, CORNER].double().mean() > 0.8
-
-
-def test_the_published_rows(monkeypatch):
-    monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(demonstration, "side_by_side", None)  # nothing is missing
-    rows = demonstration.demonstrate()
-    assert len(rows) == len(saved(demonstration.RESULTS)) == 35
-    assert len({(row["part"], row["made_with"]) for row in rows}) == 2  # validation chose; then the choice was measured
-    assert not any("dirty" in row["made_with"] for row in rows)
-    validation = [row for row in rows if row["part"] == "val"]
-    worst = [summarize([row["after_turned_worst"] for row in validation if candidate.items() <= row.items()]).mean
-             for candidate in CANDIDATES]
-    assert CANDIDATES[worst.index(max(worst))] == CHOSEN
-    assert [row["seed"] for row in rows if row["part"] == "test"] == list(SEEDS)

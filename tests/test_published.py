@@ -1,17 +1,15 @@
 """What is shipped: checkpoints and rows of results, whole, of one origin, and in agreement wherever they meet."""
 
-import re
-from statistics import fmean
-
 import pytest
 import torch
 
-from src.experiments import birds, stages, studies
-from src.experiments.recipes import BIRDS, MNIST
-from src.rows import pivot, saved
+from src.experiments import demonstration, questions, selective, stages, study
+from src.experiments.recipes import BIRDS, MNIST, SELECTIVE, Places
+from src.experiments.rows import saved
 from tests.conftest import REPOSITORY
 
-CONDITION = ("setting", "seed", "erm", *studies.BASE)
+CONDITION = ["setting", "seed", "erm", *questions.BASE, "ratio"]
+ORIGIN = r"family \d+, model \d+\), 1 thread, commit \w+$"  # one thread of a processor that is named, a clean commit
 
 
 @pytest.fixture(scope="module", params=MNIST, ids=lambda setting: setting.name)
@@ -21,13 +19,14 @@ def setting(request):
 
 @pytest.fixture(scope="module")
 def rows(setting):
-    return saved(REPOSITORY / "results" / f"{setting.name}.json")
+    return saved(REPOSITORY / "results" / f"{setting.name}.csv")
 
 
 @pytest.fixture(autouse=True)
-def in_the_repository(monkeypatch, mnist_root):
+def nothing_is_measured(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(stages, "DATA", mnist_root)
+    monkeypatch.setattr("src.experiments.rows.side_by_side", None)
+    monkeypatch.setattr(study, "side_by_side", None)
 
 
 def test_checkpoints_are_whole_and_small(setting):
@@ -43,59 +42,57 @@ def test_checkpoints_are_whole_and_small(setting):
     assert sum(path.stat().st_size for path in folder.glob("*.pt")) <= 10e6
 
 
-def test_every_question_is_answered_without_a_training(setting, monkeypatch):
-    monkeypatch.setattr(studies, "side_by_side", None)
-    for question in studies.QUESTIONS:
-        assert studies.ask([setting], question) or question == "squares"  # which is asked of one training set
-
-
-def test_a_condition_has_one_row(rows):
-    conditions = [tuple(row[key] for key in CONDITION) for row in rows]
-    assert len(set(conditions)) == len(conditions) > 100
-
-
-def test_all_rows_are_of_one_clean_commit_one_processor_and_one_thread():
-    rows = [row for name in (*(setting.name for setting in MNIST), "ratio")
-            for row in saved(REPOSITORY / "results" / f"{name}.json")]
-    origin, = {row["made_with"] for row in rows}
-    assert re.search(r"family \d+, model \d+\), 1 thread, commit \w+$", origin)
+def test_every_question_is_answered_without_a_training(setting, rows):
+    asked = [question for question in questions.ON_SQUARES if question != "ratio" or setting is MNIST[0]]
+    answers = study.ask([setting], *asked)
+    assert len(answers) == len(rows) == len(rows[CONDITION].drop_duplicates()) > 100  # each condition has one row
+    assert rows["made_with"].nunique() == 1
+    assert rows["made_with"].str.contains(ORIGIN).all()
 
 
 def test_rows_of_the_same_masks_agree_on_what_these_hit(rows):
-    same = [row for row in rows if row["iteration"] == 1 and row["squares"] == "as found" and "hidden" in row]
-    for fact in ("hidden", "shortcut_hidden", "shortcut_visible", "erm_on_masked"):
-        for values in pivot(same, ("seed", "method", "k", "cam", "made_with"), fact).values():
-            assert len(set(values)) == 1
+    same = rows[(rows["iteration"] == 1) & rows["hidden"].notna()]
+    facts = ["hidden", "known_hidden: 0-4, square", "known_visible: 0-4, square", "erm_on_masked"]
+    assert (same.groupby(["seed", "method", "k", "cam", "erm", "ratio"])[facts].nunique() <= 1).all(axis=None)
 
 
 def test_shipped_weights_give_the_rows(setting, rows):
     """The stage that the notebook loads and the row of the same condition are two runs of one code."""
-    tests = stages.load_tests(setting)
+    tests = stages.load_tests(Places(), setting)
+    base = {**questions.base(setting)}
     for run in stages.run_all((setting,), seeds=(0, 4)):
-        own = [row for row in rows if row["seed"] == run.seed]
-        assert {row["erm"] for row in own} == {run.erm.digest()[:16]}
         for state, method in ((run.erm, "erm"), (run.finetuned, "masktune")):
-            row, = (row for row in own if {**studies.BASE, "method": method}.items() <= row.items())
+            own = rows[(rows["seed"] == run.seed) & (rows["erm"] == run.erm.digest()[:16])]
+            for key, value in {**base, "method": method}.items():
+                own = own[own[key] == value]
+            row, = own.to_dict("records")
             for name, guesses in stages.predict([state], tests).items():
                 accuracy = (guesses[0] == tests[name].labels).double().mean().item()
                 assert accuracy == pytest.approx(row[name], abs=3e-4)  # another processor may flip a few
 
 
 def test_the_study_on_birds_is_whole_and_its_choices_are_those_of_the_validation_set():
-    rows = birds.shipped(*birds.QUESTIONS)
-    assert None not in rows
-    assert len(rows) == len(saved(REPOSITORY / "results" / f"{BIRDS[1].name}.json"))
-    assert all(re.search(r"family \d+, model \d+\), 1 thread, commit \w+$", row["made_with"]) for row in rows)
-    tried = saved(REPOSITORY / "results" / f"{BIRDS[1].name}-erm.json")
-    assert len(tried) == len(birds.CANDIDATES) * len(birds.CHOOSING_SEEDS)
-    best = {}
-    for measure in ("average", "worst"):
-        means = {(one["lr"], one["batch_size"], epoch + 1): fmean(row[measure][epoch] for row in tried
-                                                                  if one.items() <= row.items())
-                 for one in birds.CANDIDATES for epoch in range(birds.CHOOSING_EPOCHS)}
-        best[measure] = max(means, key=means.get)
-    erm = BIRDS[1].erm
-    assert best["average"] == (erm.lr, erm.batch_size, erm.epochs)
-    assert best["worst"] == (erm.lr, erm.batch_size, 3)
-    lrs = pivot([row for row in birds.shipped("lr") if row["method"] == "masktune"], ("lr",), "val_average")
-    assert max(lrs, key=lambda lr: fmean(lrs[lr])) == (BIRDS[1].finetune.lr,) == (birds.BASE["lr"],)
+    rows = study.shipped(*questions.ON_PHOTOGRAPHS, settings=BIRDS[1:])
+    assert len(rows) == len(saved(REPOSITORY / "results" / f"{BIRDS[1].name}.csv"))
+    assert rows["made_with"].str.contains(ORIGIN).all()
+    tried, erm = study.choose().groupby(["lr", "batch_size"]).mean(numeric_only=True), BIRDS[1].erm
+    average, worst = (tried.filter(like=measure).stack().idxmax() for measure in ("average_", "worst_"))
+    assert average == (erm.lr, erm.batch_size, f"average_{erm.epochs}")
+    assert worst == (erm.lr, erm.batch_size, "worst_3")
+    lrs = study.shipped("lr", settings=BIRDS[1:]).groupby(["method", "lr"])["val_average"].mean()["masktune"]
+    assert lrs.idxmax() == BIRDS[1].finetune.lr
+
+
+def test_the_demonstration_is_whole_and_was_chosen_on_validation_images():
+    rows = demonstration.demonstrate()
+    assert len(rows) == len(saved(REPOSITORY / "results" / "demonstration.csv")) == 35
+    assert rows.groupby("part")["made_with"].nunique().tolist() == [1, 1]  # validation chose; then it was measured
+    assert not rows["made_with"].str.contains("dirty").any()
+    worst = rows[rows["part"] == "val"].groupby(["lr", "batch_size"])["after_turned_worst"].mean()
+    assert worst.idxmax() == tuple(demonstration.CHOSEN.values())
+
+
+def test_selective_rows_fit_the_recipe_and_its_lr_is_the_best_on_validation():
+    setting = SELECTIVE[-1]
+    assert len(selective.selective_study(setting)) == len(setting.seeds) * len(selective.VOICES)
+    assert selective.selective_lrs(setting).groupby("lr")["aurc_val"].mean().idxmin() == setting.finetune.lr

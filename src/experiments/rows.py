@@ -40,7 +40,7 @@ def saved(path: Path) -> pandas.DataFrame:
     """The rows of a file; none where there is no file."""
     if not path.exists():
         return pandas.DataFrame()
-    return pandas.read_csv(path, dtype={"erm": str}, float_precision="round_trip")
+    return pandas.read_csv(path, dtype={"erm": str})
 
 
 def matching(rows: pandas.DataFrame, conditions: list[Row]) -> pandas.DataFrame:

@@ -120,28 +120,21 @@ def repair(examples, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def gallery(images: Tensor, masks: Tensor, titles: Sequence[str]) -> Figure:
-    """Images (N, 3, H, W) float in [0, 1], one a column, with what their masks (N, H, W) bool leave of them."""
-    figure = _rows([("image", images, {}), ("masked", images.masked_fill(masks[:, None], 0), {})])
-    for axis, title in zip(figure.axes, titles, strict=False):
-        axis.set_title(title, fontsize=10)
-    return figure
+def by_digit(correct: dict[str, Tensor], digits: Tensor) -> Figure:
+    """ERM's accuracy of each digit 0-9 on the malicious set, in one panel per order of the data.
 
-
-def by_digit(accuracies: dict[str, Tensor], whole: dict[str, float]) -> Figure:
-    """ERM's accuracy of each digit 0-9 on the malicious set, in [0, 1], in one panel per order of the data.
-
-    accuracies: {title: (seeds, 10)}; whole: {title: accuracy over the whole set}.
+    correct: {title: (seeds, N) bool}, which images each seed reads right; digits: (N,).
     """
-    figure, (axes,) = plt.subplots(1, len(accuracies), figsize=(6 * len(accuracies), 3.6), sharey=True, squeeze=False)
-    for axis, (title, values) in zip(axes, accuracies.items(), strict=True):
-        values = 100 * values
+    figure, (axes,) = plt.subplots(1, len(correct), figsize=(6 * len(correct), 3.6), sharey=True, squeeze=False)
+    for axis, (title, right) in zip(axes, correct.items(), strict=True):
+        values = torch.stack([100 * right[:, digits == digit].double().mean(1) for digit in range(10)], dim=1)
+        whole = 100 * right.double().mean().item()
         axis.bar(range(10), values.mean(0), color=COLOURS["ERM"], hatch=HATCHES["malicious"], edgecolor="white")
         axis.plot(range(10), values.T, "k.", markersize=4)
         for digit, value in enumerate(values.mean(0).tolist()):
             axis.text(digit, 113, f"{value:.0f}", ha="center", fontsize=10)  # in one line above all bars
-        line = axis.axhline(100 * whole[title], color=WRONG, linewidth=1.2, linestyle="--")
-        axis.legend([line], [f"all digits: {100 * whole[title]:.2f} %"], loc="lower left", bbox_to_anchor=(0, 0.86))
+        line = axis.axhline(whole, color=WRONG, linewidth=1.2, linestyle="--")
+        axis.legend([line], [f"all digits: {whole:.2f} %"], loc="lower left", bbox_to_anchor=(0, 0.86))
         axis.set(title=title, xlabel="digit", xticks=range(10), ylim=(0, 138), yticks=range(0, 101, 25))
     axes[0].set_ylabel("ERM, malicious: accuracy, %")
     return figure

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import pandas
-import torch
-from torch import Tensor
 
 from ..datasets import GROUPS
 
@@ -88,12 +86,6 @@ def spreads(rows: pandas.DataFrame) -> pandas.DataFrame:
     return table
 
 
-def by_seed(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Accuracy of every seed on the malicious set: mean over orders, not over seeds."""
-    table = rows.groupby(["setting", "method", "seed"], sort=False)["malicious"].mean().unstack().mul(100).round(2)
-    return _readable(table.rename(columns="seed {}".format).reset_index())
-
-
 def others(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Our rows of MNIST beside what others have published."""
     lines = []
@@ -104,18 +96,6 @@ def others(rows: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.DataFrame(lines)
 
 
-def groups(named: dict[str, Tensor]) -> pandas.DataFrame:
-    """How many images each group has: {data set: groups (N,)}."""
-    counts = {name: [*groups.bincount(minlength=len(GROUPS)).tolist(), len(groups)] for name, groups in named.items()}
-    return pandas.DataFrame.from_dict(counts, orient="index", columns=[*GROUPS, "all"]).map("{:,}".format)
-
-
-def accuracy_by_digit(predictions: Tensor, labels: Tensor, digits: Tensor) -> Tensor:
-    """(seeds, N) predictions -> (seeds, 10) accuracies in [0, 1]."""
-    correct = (predictions == labels).double()
-    return torch.stack([correct[:, digits == digit].mean(1) for digit in range(10)], dim=1)
-
-
 def study(rows: pandas.DataFrame, *vary: str) -> pandas.DataFrame:
     """A study's rows, mean ± std over seeds: a line for each setting and each value of what is varied.
 
@@ -124,25 +104,6 @@ def study(rows: pandas.DataFrame, *vary: str) -> pandas.DataFrame:
     by = [column for column in ("setting", "method") if rows[column].nunique() > 1 or column in vary]
     columns = [column for column in COLUMNS if column in rows and rows[column].notna().any()]
     return summary(rows, dict.fromkeys([*by, *vary]), columns, listed_if_far)
-
-
-def candidates(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """ERM's candidates on the validation set: average / worst group after each epoch, means over seeds."""
-    means = rows.groupby(["lr", "batch_size"], sort=False).mean(numeric_only=True) * 100
-    epochs = sum(column.startswith("worst_") for column in rows)
-    for epoch in range(1, epochs + 1):
-        means[f"epoch {epoch}"] = [f"{average:.1f} / {worst:.1f}" for average, worst in zip(
-            means[f"average_{epoch}"], means[f"worst_{epoch}"], strict=True)]
-    return means[[f"epoch {epoch}" for epoch in range(1, epochs + 1)]].reset_index()
-
-
-def hits(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame:
-    """How much of what is hidden is bird, by group, beside the birds' share of all pixels."""
-    table = summary(rows, ("method",), ("hidden", *(f"on_known: {name}" for name in names)))
-    share = {f"on_known: {name}": f"{100 * rows[f'known: {name}'].iloc[0]:.1f}" for name in names}
-    table = pandas.concat([pandas.DataFrame([{"method": "(all pixels)", **share}]), table.drop(columns="n")])
-    titles = {f"on_known: {name}": name for name in names}
-    return table.fillna("").rename(columns={"method": "on the bird, of pixels hidden by", **titles})
 
 
 def demonstration(rows: pandas.DataFrame) -> pandas.DataFrame:
@@ -174,10 +135,3 @@ def selective(rows: pandas.DataFrame, coverages: Sequence[float], reported: dict
     lines += [{"score of": whose, **{titles[coverage]: f"{100 * error:.2f}" for coverage, error in errors.items()}}
               for whose, errors in reported.items()]
     return pandas.DataFrame(lines).fillna("")
-
-
-def selective_lrs(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """The LR study of selective classification: on what the LR is chosen, and on the tests."""
-    columns = {"error_val": "validation: error of MaskTune alone", "aurc_val": "validation: AURC × 100 with ERM",
-               "error_test": "test: error of MaskTune alone", "aurc_test": "test: AURC × 100 with ERM"}
-    return summary(rows, ("lr",), columns, lambda values: mean_std(values, 2)).rename(columns=columns)
