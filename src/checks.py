@@ -15,11 +15,9 @@ def check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         raise TypeError(f"expected images as a torch.uint8 tensor (N, 3, H, W), got {_kind(images)}; multiply floats "
                         "in [0, 1] by 255, round, and convert")
-    if images.dim() != 4 or images.shape[1] != 3:
-        raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}"
+    if images.dim() != 4 or images.shape[1] != 3 or len(images) == 0:
+        raise ValueError(f"expected images (N, 3, H, W) with N >= 1, got {tuple(images.shape)}"
                          + ("; repeat grey images to three channels" if 1 in images.shape[1:2] else ""))
-    if len(images) == 0:
-        raise ValueError("expected at least one image, got an empty data set")
 
 
 def check_pixels(images: Tensor) -> None:
@@ -47,8 +45,7 @@ def check_labels(labels: Tensor, images: Tensor, classes: int, whose: str = "the
         raise ValueError(f"expected labels {expected}, one for each image, got {_kind(labels)}")
     low, high = torch.stack(labels.aminmax()).tolist()  # the host waits once
     if low < 0 or high >= classes:
-        raise ValueError(f"expected labels in 0..{classes - 1}, since {whose} {classes} classes, got "
-                         f"{low}..{high}")
+        raise ValueError(f"expected labels in 0..{classes - 1}, since {whose} {classes} classes, got {low}..{high}")
 
 
 def check_number(name: str, value: float, good: bool, valid: str) -> None:
