@@ -7,6 +7,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+export PYTHONSAFEPATH :=
+# an environment whose interpreter is gone is made anew
+$(shell $(BIN)/python -c "" 2>/dev/null || rm -f .venv/ready)
 
 .PHONY: notebook lab test studies publish benchmark clean
 
@@ -14,10 +17,10 @@ notebook: .venv/ready
 	$(BIN)/python -m src.notebook executed/README.ipynb
 
 lab: .venv/ready
-	$(BIN)/jupyter lab README.ipynb
+	$(BIN)/python -m jupyterlab README.ipynb
 
 test: .venv/ready
-	$(BIN)/ruff check .
+	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 studies: .venv/ready
@@ -33,8 +36,8 @@ benchmark: .venv/ready
 
 .venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name it with make PYTHON=...")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
 clean:

@@ -8,7 +8,7 @@ from . import parallel
 from .checks import check_images, check_masks, check_threshold
 from .inference import inference_batch, pixels
 from .masks import Masks
-from .saliency import heatmaps
+from .saliency import heatmaps, reader
 from .seeding import generator
 from .state import State
 from .training import check_epoch, run_epoch
@@ -49,11 +49,12 @@ def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Masks |
     batch_size = batch_size or inference_batch(images)
     device = next(model.parameters()).device
     masks = Masks((len(images), *images.shape[2:]), device=images.device)
+    read = reader(model, model.saliency_layer, tuple(images.shape[2:]))
     starts = parallel.mine(range(0, len(images), batch_size))
     for start in tqdm(starts, desc="masks", leave=False, position=0, disable=not parallel.bars()):
         batch = slice(start, start + batch_size)
         before = None if hidden is None else hidden[batch].to(device)
-        heat = heatmaps(model, pixels(images[batch].to(device), before), model.saliency_layer)
+        heat = heatmaps(model, pixels(images[batch].to(device), before), model.saliency_layer, read)
         found = hottest(heat, k)
         masks[batch] = (found if before is None else found | before).to(images.device)
     parallel.total(masks.bits)  # each process has set its own, all others are 0

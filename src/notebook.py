@@ -2,12 +2,15 @@
 
 import argparse
 import base64
+import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from .experiments.recipes import MNIST
 from .experiments.stages import choose_settings
@@ -18,6 +21,7 @@ from .report import tables
 NOTEBOOK = Path("README.ipynb")
 LANDING_PAGE = Path("README.md")
 FIGURE = Path("assets/results.png")
+BACKEND = "module://matplotlib_inline.backend_inline"
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=\n<!-- /results -->)", re.DOTALL)
 
 
@@ -32,7 +36,10 @@ class Client(NotebookClient):
 
 
 def execute(notebook: nbformat.NotebookNode) -> None:
-    """Execute a notebook in place, top to bottom, in the current folder; an error in a cell is raised."""
+    """Execute a notebook in place, top to bottom, in the current folder; an error in a cell is raised.
+
+    The user's own settings of IPython and matplotlib stay out of it: they may draw SVG, or no figure at all.
+    """
     count = len(notebook.cells)
 
     def announce(cell: nbformat.NotebookNode, cell_index: int) -> None:
@@ -41,8 +48,10 @@ def execute(notebook: nbformat.NotebookNode) -> None:
             print(f"[{cell_index + 1}/{count}] {title[1]}", flush=True)
 
     # coalescing keeps a progress bar as one line
-    Client(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
-           on_cell_start=announce).execute()
+    client = Client(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
+                    on_cell_start=announce)
+    with tempfile.TemporaryDirectory() as profile:
+        client.execute(env={**os.environ, "IPYTHONDIR": profile, "MPLBACKEND": BACKEND})
     for cell in notebook.cells:  # a bar that was cleared leaves blanks behind
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("text", "-").strip()]
@@ -68,11 +77,19 @@ def main() -> None:
         parser.error("give either a target or --publish")
     if arguments.publish and choose_settings() is not MNIST:
         parser.error("the published notebook shows MNIST, which is unavailable")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    execute(notebook)
+    sys.stdout.reconfigure(errors="replace")  # of a terminal that is not UTF-8
+    target = NOTEBOOK if arguments.publish else arguments.target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=target.parent):  # a folder that cannot be written to is found now
+        notebook = nbformat.read(NOTEBOOK, as_version=4)
+    try:
+        execute(notebook)
+    except CellExecutionError as error:
+        if not arguments.publish:
+            write_whole(target, nbformat.writes(notebook).encode())  # with the error in its place
+        sys.exit(f"{error}\nnot executed to its end" + ("" if arguments.publish else f": {target}"))
     picture = tagged(notebook, "results-figure", "image/png")
     notebook.cells[0]["attachments"] = {FIGURE.name: {"image/png": picture}}  # the first screen shows it
-    target = NOTEBOOK if arguments.publish else arguments.target
     write_whole(target, nbformat.writes(notebook).encode())
     if arguments.publish:
         write_whole(FIGURE, base64.b64decode(picture))

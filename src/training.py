@@ -5,11 +5,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 from tqdm import tqdm
 
 from . import parallel
-from .augmentation import Affine, Augmentation
+from .augmentation import Augmentation
 from .checks import PRECISIONS, check_count, check_images, check_labels, check_masks, check_number
 from .inference import infer, pixels
 from .masks import Masks
@@ -21,12 +20,6 @@ def sgd(model: nn.Module | list[nn.Parameter], momentum: float, weight_decay: fl
     """SGD whose LR is written by `train_epoch`; 0 until then, so that none is applied by accident."""
     weights = model.parameters() if isinstance(model, nn.Module) else model
     return torch.optim.SGD(weights, lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True)
-
-
-def weight_average(model: nn.Module) -> AveragedModel:
-    """An average of a model's weights and BatchNorm statistics, to be handed to an epoch as `average`."""
-    # avg_fn: torch's default on CUDA cannot average BatchNorm's counter
-    return AveragedModel(model, avg_fn=get_swa_avg_fn(), use_buffers=True)
 
 
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, order: int = 0,
@@ -73,12 +66,11 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, batch_size: int
         images: (N, 3, H, W) uint8, with labels (N,) int64 and masks (N, H, W) bool, True = hidden; on the model's
             device where they fit, else in host memory or a memory map.
         batch_size: images of one update, over all processes.
-        lr: the learning rate; with `decay`, that of the first step, from which it falls linearly to zero.
+        lr: the learning rate.
         seed, order: draw, with the state's epoch, the order of the images and what the augmentation does to each.
         augmentation: comes after the masks, so that each hides the pixels that it was computed on; ours, or any
             function of a batch (B, 3, H, W) float in [0, 1] on the device.
         precision: "fp32", or "bf16": forward and loss under autocast, weights and optimizer in fp32.
-        average: takes in the weights after every step of the second half.
         title: of a progress bar, in images per second; none is shown without.
 
     Raises:
@@ -90,9 +82,8 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, batch_size: int
 
 
 def run_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int, order: int = 0,
-              masks: Masks | Tensor | None = None, augmentation: Augmentation | Affine | Callable | None = None,
-              precision: str = "fp32", decay: bool = False, average: AveragedModel | None = None,
-              title: str | None = None) -> tuple[float, float]:
+              masks: Masks | Tensor | None = None, augmentation: Augmentation | Callable | None = None,
+              precision: str = "fp32", title: str | None = None) -> tuple[float, float]:
     """`train_epoch` behind its door: the arguments are right."""
     if not state.model.training:
         state.model.train()
@@ -107,7 +98,7 @@ def run_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_
           tqdm(desc=title, total=len(labels), unit="image", disable=not (title and parallel.bars())) as bar):
         for step, (batch, weight) in enumerate(parallel.deal(batches)):
             for group in state.optimizer.param_groups:
-                group["lr"] = lr * (1 - step / len(batches)) if decay else lr
+                group["lr"] = lr
             inputs = pixels(images[batch].to(device), None if masks is None else masks[batch].to(device))
             targets = labels[batch].to(device)
             if augmentation:
@@ -120,8 +111,6 @@ def run_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_
             state.optimizer.step()
             losses[step] = loss.detach() * len(batch)
             correct += (logits.detach().argmax(1) == targets).sum()
-            if average is not None and step >= len(batches) // 2:
-                average.update_parameters(state.model)
             bar.update(len(batches[step]))
     losses, correct = parallel.total(losses), parallel.total(correct)
     _check_finite(state, losses, lr)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torchvision
 from torchvision.models import list_models
 
-from ..augmentation import Affine, Augmentation
+from ..augmentation import Augmentation
 from ..checks import PRECISIONS, check_fields
 from ..datasets import TEST_SETS, View
 
@@ -159,10 +159,11 @@ BIRDS = (
 _PICTURES = Erm(  # small pictures, of which 20 % of the training set are kept aside: on them a threshold is chosen
     "CIFAR10", {"view": View(32, 32)}, "ResNet32", epochs=300, lr=0.1, classes=10,  # paper
     lr_halved_every=25,  # epochs; official code
-    augmentation=Affine(degrees=15, shift=3.2, flip=0.5))  # paper: 0.1 of 32
+    augmentation=Augmentation(None, degrees=15, shift=3.2))  # paper: 0.1 of 32
 SELECTIVE = (
     Setting("cifar10", "CIFAR-10", _PICTURES),
-    Setting("svhn", "SVHN", replace(_PICTURES, dataset="SVHN", weight_decay=5e-4, augmentation=Affine(shift=4.5))),
+    Setting("svhn", "SVHN", replace(
+        _PICTURES, dataset="SVHN", weight_decay=5e-4, augmentation=Augmentation(None, flip=0, shift=4.5))),
     Setting("catsvsdogs", "Cats vs Dogs", replace(
         _PICTURES, dataset="CatsVsDogs", classes=2, optimizer="Adam", lr=1e-3, lr_halved_every=None, epochs=200,
         augmentation=None, options={"view": View(64, 64)})),

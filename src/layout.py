@@ -1,0 +1,106 @@
+"""How a layer's output is laid out over the image: tested by gradients, not guessed from names or shapes.
+
+Of a true map, what a position sees lies around that position. So take four positions, one in each quarter of the map: of
+the gradient of each with respect to the image, most of the energy must lie in the same quarter of the image. Attention
+matrices, keys and channel attention have the proportions of maps now and then, but do not follow the quarters.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .inference import evaluating
+from .seeding import generator
+
+PREFIXES = (0, 1, 2, 4, 5)  # tokens before those of the grid: a class token, one for distillation, four registers
+OWN_QUARTER = 0.4  # of the energy of each gradient, on average; 0.25 is chance
+Reading = Callable[[Tensor], Tensor]  # makes maps (B, K, h, w) of an output
+
+
+def readings(output: Tensor, size: tuple[int, int]) -> dict[str, Reading]:
+    """The ways in which an output of images of (height, width) pixels could be read as maps, by name."""
+    found: dict[str, Reading] = {}
+    if output.dim() == 4:
+        found["(B, K, h, w)"] = lambda maps: maps
+        found["(B, h, w, K)"] = lambda maps: maps.permute(0, 3, 1, 2)
+    elif output.dim() == 3:
+        for prefix in PREFIXES:
+            n = output.shape[1] - prefix
+            rows = round(math.sqrt(max(0, n) * size[0] / size[1]))
+            if rows and n % rows == 0:
+                name = f"(B, {prefix} + h w, K)" if prefix else "(B, h w, K)"
+                found[name] = lambda tokens, prefix=prefix, rows=rows: tokens[:, prefix:].transpose(1, 2).unflatten(
+                    2, (rows, -1))
+    return {name: read for name, read in found.items() if _is_possible(read(output), size)}
+
+
+def _is_possible(maps: Tensor, size: tuple[int, int]) -> bool:
+    """Whether maps have more than one position along each side, and not many more than the image has pixels."""
+    return all(2 <= side <= pixels + 4 for side, pixels in zip(maps.shape[2:], size, strict=True))
+
+
+def probe(size: tuple[int, int], device: torch.device) -> Tensor:
+    """Two smooth random pictures (2, 3, height, width) in [0, 1], always the same."""
+    coarse = torch.rand(2, 3, 6, 6, generator=generator(0, "layout"))
+    return F.interpolate(coarse, size, mode="bicubic").clamp(0, 1).to(device)
+
+
+def outputs_of(model: nn.Module, layers: dict[str, nn.Module], images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """What layers give for images, with the graph back to these, of layers that are called but once; and the logits."""
+    calls: dict[str, list] = {name: [] for name in layers}
+    handles = [layer.register_forward_hook(lambda _layer, _inputs, output, name=name: calls[name].append(output))
+               for name, layer in layers.items()]
+    try:
+        logits = model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: made[0] for name, made in calls.items() if len(made) == 1 and isinstance(made[0], Tensor)
+            and made[0].requires_grad and len(made[0]) == len(images)}, logits
+
+
+def follows_quarters(maps: Tensor, images: Tensor) -> tuple[int, float]:
+    """How many of four positions see most in their own quarter of the image, and the mean share that they see there."""
+    height, width = maps.shape[2:]
+    draw = generator(0, "layout", "projection")
+    projection = torch.randn(maps.shape[1], generator=draw).to(maps.device, maps.dtype)
+    right, shares = 0, []
+    for quarter in range(4):
+        i = height // 8 if quarter < 2 else height - 1 - height // 8
+        j = width // 8 if quarter % 2 == 0 else width - 1 - width // 8
+        seen = (maps[:, :, i, j] * projection).sum()
+        gradient, = torch.autograd.grad(seen, images, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            return 0, 0.0
+        energy = gradient.float().square().sum((0, 1))
+        halves = energy.split((energy.shape[0] // 2, energy.shape[0] - energy.shape[0] // 2))
+        parts = torch.stack([part.sum() for half in halves
+                             for part in half.split((half.shape[1] // 2, half.shape[1] - half.shape[1] // 2), dim=1)])
+        right += int(parts.argmax() == quarter and parts[quarter] > 0)
+        shares.append((parts[quarter] / parts.sum().clamp(min=1e-30)).item())
+    return right, sum(shares) / 4
+
+
+def reading_of(output: Tensor, images: Tensor) -> tuple[str, Reading] | None:
+    """The reading that follows the quarters of the image, with its name; None: the output is no map of the image.
+
+    output: has a graph back to images (B, 3, H, W), which ask for a gradient.
+    """
+    best = None
+    for name, read in readings(output, tuple(images.shape[2:])).items():
+        right, share = follows_quarters(read(output), images)
+        if right == 4 and share > max(OWN_QUARTER, best[0] if best else 0):
+            best = (share, name, read)
+    return best and best[1:]
+
+
+def reading_of_layer(model: nn.Module, layer: nn.Module, size: tuple[int, int]) -> tuple[str, Reading] | None:
+    """`reading_of` for a layer of a model of images of (height, width) pixels, which is left as it was."""
+    device = next(model.parameters()).device
+    images = probe(size, device).requires_grad_()
+    with evaluating(model), torch.enable_grad():
+        made, _ = outputs_of(model, {"": layer}, images)
+        return reading_of(made[""], images) if made else None
