@@ -13,11 +13,9 @@ PRECISIONS = ("fp32", "bf16")
 def check_images(images: Tensor) -> None:
     """Stored images are (N, 3, H, W) uint8, at least one."""
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-        raise TypeError(f"expected images as a torch.uint8 tensor (N, 3, H, W), got {_kind(images)}; multiply floats "
-                        "in [0, 1] by 255, round, and convert")
+        raise TypeError(f"expected images as a torch.uint8 tensor (N, 3, H, W), got {_kind(images)}")
     if images.dim() != 4 or images.shape[1] != 3 or len(images) == 0:
-        raise ValueError(f"expected images (N, 3, H, W) with N >= 1, got {tuple(images.shape)}"
-                         + ("; repeat grey images to three channels" if 1 in images.shape[1:2] else ""))
+        raise ValueError(f"expected images (N, 3, H, W) with N >= 1, got {tuple(images.shape)}")
 
 
 def check_pixels(images: Tensor) -> None:
