@@ -7,7 +7,7 @@ import platform
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -57,7 +57,10 @@ def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State
     _resume(state, path, config, epochs)
     if parallel.total(torch.tensor(state.epoch == epochs, dtype=torch.int)) == parallel.world():  # all saw it finished
         return state
-    with _locked(path, name) if leads else nullcontext():
+    with ExitStack() as stack:
+        if leads:
+            with _writable(path):
+                stack.enter_context(locked(path, name))
         parallel.wait()  # for the one with the lock
         state = fresh()
         first, begins = state.epoch, not state.parents
@@ -74,7 +77,9 @@ def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State
                 try:
                     state.finish_epoch(**{name: float(value) for name, value in advance(state).items()})
                     if leads:
-                        _write(path, _pack(state, config, whole=begins or state.epoch < epochs))
+                        content = _pack(state, config, whole=begins or state.epoch < epochs)
+                        with _writable(path):
+                            write_whole(path, content)
                 except KeyboardInterrupt:  # held back while the file is written
                     print(f"{name}: interrupted; the {state.epoch - first} epochs done are saved, run again to go on")
                     raise
@@ -111,9 +116,9 @@ def _resume(state: State, path: Path, config: dict, epochs: int) -> str | None:
         raise CheckpointError(f"{path} does not fit its own configuration ({_first_line(error)}); {ADVICE}") from error
     if state.epoch == epochs:
         return None
-    here = _made_with(state)
-    other = "" if saved["made_with"] == here else (f"; it was begun with {_named(saved['made_with'])}, here is "
-                                                   f"{_named(here)}: not bit for bit what either gives alone")
+    there, here = (", ".join(f"{name} {value}" for name, value in one.items())
+                   for one in (saved["made_with"], _made_with(state)))
+    other = "" if there == here else f"; it was begun with {there}, here is {here}: not bit for bit what either gives"
     return f"continues after {state.epoch - first} epochs{other}"
 
 
@@ -161,15 +166,12 @@ def _check_that_it_can_be_read_back(state: State, config: dict) -> None:
 
 def _unpack(path: Path) -> dict:
     """Load a file on the CPU, its seal and its fields checked; FileNotFoundError if there is none."""
-    if path.is_dir():
-        raise CheckpointError(f"expected {path} to be a checkpoint, got a folder; move it away")
     try:
-        content = path.read_bytes()
+        return _content(path.read_bytes(), path)
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except OSError as error:  # a folder, for one
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); make it readable, or {ADVICE}") from error
-    return _content(content, path)
 
 
 def _content(content: bytes, path: Path | str) -> dict:
@@ -210,32 +212,15 @@ def _made_with(state: State) -> dict[str, str]:
             "device": device_name(next(state.model.parameters()).device)}
 
 
-def _named(made_with: dict[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in made_with.items())
-
-
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".split("\n")[0]
 
 
 @contextmanager
-def _locked(path: Path, name: str) -> Iterator[None]:
-    """Be the only process at a stage; CheckpointError where the folder takes no lock."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(path, name))
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        yield
-
-
-def _write(path: Path, content: bytes) -> None:
+def _writable(path: Path) -> Iterator[None]:
+    """Turn the errors of a disk into a CheckpointError that says what to do."""
     try:
-        write_whole(path, content)
+        yield
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be written ({error.strerror or error}); what was there before is untouched. "
-                           "Free some space or use another folder, and run again")
+        raise CheckpointError(f"{path} cannot be written ({error.strerror or error}); what was there is untouched: "
+                              "free some space or use another folder, and run again") from error

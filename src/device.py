@@ -21,15 +21,20 @@ def best_device() -> torch.device:
 
 
 def room_for(images: Tensor, device: torch.device | None = None) -> torch.device:
-    """Where images are kept: on the GPU if they take less than half of what is free there, else where they are."""
+    """Where images are kept: on the GPU if they take less than half of what is free there, else where they are.
+
+    What torch's allocator has cached is free.
+    """
     device = device or best_device()
-    if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
-        return images.device
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        if images.nbytes > (torch.cuda.mem_get_info(device)[0] + cached) / 2:
+            return images.device
     return device
 
 
 def prepare() -> None:
-    """Set up this process: the same bits at every run and full fp32 on CUDA, freed memory kept on a CPU.
+    """Set up this process: the same bits at every run, freed memory kept on a CPU.
 
     Call it before the first CUDA operation: cuBLAS reads its setting once.
     """
@@ -37,7 +42,6 @@ def prepare() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)  # an operation without such an algorithm says so
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
     torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False
     keep_freed_memory(True)
 
 
@@ -93,14 +97,18 @@ def made_with() -> str:
 
     Files under results/ and checkpoints/ do not count: what writes this line writes there.
     """
+    root = Path(__file__).resolve().parents[1]
+
     def git(*arguments: str) -> str:
         with suppress(OSError):  # no git here
-            return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
+            return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True,
                                   check=False).stdout.strip()
         return ""
 
-    commit = git("describe", "--always") or "unknown"
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)results",
-                  ":(top,exclude)checkpoints")
+    commit, changed = "unknown", ""
+    if git("rev-parse", "--show-toplevel") == str(root):  # not a repository that happens to lie around an archive
+        commit = git("describe", "--always") or commit
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)results",
+                      ":(top,exclude)checkpoints")
     return (f"Python {platform.python_version()}, torch {torch.__version__}, {device_name(best_device())}, "
             f"commit {commit}{'-dirty' if changed else ''}")

@@ -1,27 +1,19 @@
-"""Files that are whole or not there, and one process at a time.
-
-A file system may lack some of what this takes: what cannot be had is done without, and a warning says so once.
-"""
+"""Files that are whole or not there, and one process at a time."""
 
 import errno
+import hashlib
 import os
 import signal
 import tempfile
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LACKING = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EPERM, errno.ENOTTY}
-
-
-@cache
-def _say_once(what: str) -> None:
-    warnings.warn(f"this file system {what}", stacklevel=4)
+LACKING = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EPERM, errno.ENOTTY,
+           errno.EACCES, errno.EBADF}  # what a file system says that has no fsync, of files or folders, or no locks
 
 
 @contextmanager
@@ -50,16 +42,14 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a whole file or none: a temporary file in the same folder, flushed to disk, then put in place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with signals_held():
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_hidden(path), suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 flush_to_disk(file.fileno())
-            try:
-                os.chmod(temporary, 0o644)  # mkstemp's own mode would keep others from reading it
-            except OSError:
-                _say_once("takes no file modes; files keep those that it gives them")
+            with suppress(OSError):  # mkstemp's own mode would keep others from reading it
+                os.chmod(temporary, 0o644)
             put_in_place(Path(temporary), path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -67,19 +57,17 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def put_in_place(written: Path, path: Path) -> None:
-    """Give a file that is on disk its final name, in the same folder, and see that this is on disk, too.
+    """Give a file that is on disk its final name, in the same folder, and see that this is on disk, too, if possible.
 
     An error means that the file at `path` is what it was before.
     """
     os.replace(written, path)
-    try:
+    with suppress(OSError):  # too late to undo, and the file is whole; some systems do not open folders
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError:  # too late to undo, and the file is whole
-        _say_once("does not confirm that a new name is on disk; after a power cut an older file may be back")
 
 
 def flush_to_disk(file: int) -> None:
@@ -89,28 +77,30 @@ def flush_to_disk(file: int) -> None:
     except OSError as error:
         if error.errno not in LACKING:  # a full or a failing disk
             raise
-        _say_once("does not confirm that files are on disk; after a power cut the last may be damaged")
 
 
 @contextmanager
 def locked(path: Path, name: str | None = None) -> Iterator[None]:
     """Be the only process at a file, waiting if need be; clear away what a killed `write_whole` left behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))  # an empty file that stays; a killed process holds no lock
+    lock = FileLock(path.with_name(f"{_hidden(path)}lock"))  # an empty file that stays; a killed process holds no lock
     try:
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            print(f"{name or path}: another process is at work on it; waiting")
-            lock.acquire()
-    except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in LACKING:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"{name or path}: another process is at work on it; waiting", flush=True)
+        lock.acquire()
+    except (NotImplementedError, OSError) as error:  # no locks here: one process at a time is up to the user
+        if isinstance(error, OSError) and error.errno not in LACKING - {errno.EACCES}:
             raise
-        _say_once("takes no locks; see that no two processes work at one file")
     try:
-        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        for leftover in path.parent.glob(f"{_hidden(path)}*.tmp"):
             with suppress(OSError):
                 leftover.unlink()
         yield
     finally:
         lock.release()
+
+
+def _hidden(path: Path) -> str:
+    """How the names of a file's lock and of its temporary files begin: as long for the longest of names."""
+    return f".{hashlib.sha256(path.name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}."

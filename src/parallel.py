@@ -1,29 +1,31 @@
 """Several processes at one training, as `torchrun` starts them: who does what, and what they share.
 
-A global batch is dealt out, one slice to each process; BatchNorm, the loss and the gradient see the whole of it. So the
-number of processes changes nothing but the rounding. Without torchrun, everything here does nothing.
+A global batch is dealt out, one slice to each process; the loss and the gradient see the whole of it (DDP), and so does
+BatchNorm on GPUs (SyncBatchNorm). On a CPU, BatchNorm's statistics are each process's own. Without torchrun, everything
+here does nothing.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 
 def start() -> None:
     """Join the processes that torchrun started, each on a GPU of its own where there are GPUs; none: do nothing."""
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    if not dist.is_torchelastic_launched() or dist.is_initialized():
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
 
 
 def stop() -> None:
@@ -89,44 +91,24 @@ def gathered(parts: dict[int, Tensor]) -> list[Tensor]:
 
 @contextmanager
 def joined(model: nn.Module) -> Iterator[nn.Module]:
-    """The model for training on slices of a batch: gradients are averaged (DDP), BatchNorm sees all slices.
+    """The model for training on slices of a batch; with one process it is yielded as it is. It is left as it was.
 
-    The model is left as it was; with one process it is yielded as it is.
+    Raises:
+        ValueError: on GPUs, a BatchNorm that does more than torch's own, which SyncBatchNorm would leave out.
     """
     if world() == 1:
         yield model
         return
     norms = [(parent, name, norm) for parent in model.modules() for name, norm in parent.named_children()
-             if isinstance(norm, _BatchNorm)]
-    for parent, name, norm in norms:
-        if next(model.parameters()).is_cuda:  # torch's own is for GPUs only; it shares weights and statistics with norm
-            setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(norm))
-        else:
-            norm.forward = partial(_batch_norm, norm)  # shadows the method until it is deleted
+             if isinstance(norm, _BatchNorm) and next(model.parameters()).is_cuda]
+    for _, _, norm in norms:
+        if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            raise ValueError(f"expected torch's own BatchNorm on several GPUs, got {type(norm).__name__}: "
+                             "SyncBatchNorm would train it as a plain one; use one GPU, with other seeds on the others")
+    for parent, name, norm in norms:  # SyncBatchNorm shares weights and statistics with the one that it stands for
+        setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(norm))
     try:
-        yield DistributedDataParallel(model, broadcast_buffers=False)  # equal buffers need no broadcast
+        yield DistributedDataParallel(model, broadcast_buffers=False, static_graph=True)
     finally:
         for parent, name, norm in norms:
             setattr(parent, name, norm)
-            vars(norm).pop("forward", None)
-
-
-def _batch_norm(norm: _BatchNorm, inputs: Tensor) -> Tensor:
-    """BatchNorm over the slices of all processes, on a CPU."""
-    if not norm.training:
-        return type(norm).forward(norm, inputs)
-    given, inputs = inputs.dtype, inputs.to(norm.weight.dtype)  # statistics in fp32, under autocast too
-    dims = [0, *range(2, inputs.dim())]
-    shape = (1, -1, *[1] * (inputs.dim() - 2))
-    count = inputs.new_full((1,), inputs.numel() / inputs.shape[1])
-    sums = all_reduce(torch.cat([inputs.sum(dims), count]))
-    n = sums[-1].detach()
-    mean = sums[:-1] / n
-    centred = inputs - mean.view(shape)
-    variance = all_reduce(centred.square().sum(dims)) / n
-    with torch.no_grad():
-        norm.num_batches_tracked += 1
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * n / (n - 1), norm.momentum)
-    scale = norm.weight * torch.rsqrt(variance + norm.eps)
-    return (centred * scale.view(shape) + norm.bias.view(shape)).to(given)

@@ -28,8 +28,6 @@ def main() -> None:
     try:
         if arguments.setting in ALL:
             stages.run_all((ALL[arguments.setting],), arguments.seeds, arguments.processes)
-        elif parallel.world() > 1:
-            parser.error(f"{arguments.setting} measures many small runs side by side; start it without torchrun")
         elif arguments.setting == "studies":
             stages.run_all(MNIST)
             for setting in MNIST:

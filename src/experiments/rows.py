@@ -32,6 +32,7 @@ def measured(path: Path, conditions: Iterable[Row], measure: Callable[[Row], Row
             first(missing)
             for row in side_by_side(partial(_row, measure), missing, f"{path.stem}: conditions", **workers):
                 rows = pandas.DataFrame([*rows.to_dict("records"), row])
+                rows.insert(len(rows.columns) - 1, "made_with", rows.pop("made_with"))
                 write_whole(path, rows.to_csv(index=False).encode())
     return matching(saved(path), conditions)
 

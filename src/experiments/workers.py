@@ -11,24 +11,33 @@ from contextlib import contextmanager
 import torch
 from tqdm import tqdm
 
-from ..device import best_device, cores, cpu_threads, prepare
+from .. import parallel
+from ..device import cores, cpu_threads, prepare
+
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | None = None, threads: int = 1
                  ) -> Iterator:
     """Yield `work(task)` for each task as it is done.
 
-    With one thread each, the number of cores decides how long it takes, and nothing else. A single task, and all on a
-    GPU, run in this process, one after another. Interrupted, it ends the other processes; what they have saved stays.
+    With one thread each, the number of cores decides how long it takes, and nothing else. Of several GPUs, each process
+    has one of its own. A single task, and all on a single GPU, run in this process, one after another. Interrupted, it
+    ends the other processes; what they have saved stays.
 
     Args:
         work: a function that can be imported, of one argument.
-        processes: at a time; one for each core if not given.
+        processes: at a time; one for each core, or each GPU, if not given.
         threads: of each process.
+
+    Raises:
+        RuntimeError: under torchrun, whose processes would wait for each other.
     """
-    tasks = list(tasks)
-    processes = min(processes or cores(), len(tasks))
-    if processes <= 1 or best_device().type == "cuda":
+    if parallel.world() > 1:
+        raise RuntimeError(f"{desc}: many small runs are measured side by side; start them without torchrun")
+    tasks, gpus = list(tasks), torch.cuda.device_count()
+    processes = min(processes or gpus or cores(), len(tasks), gpus or len(tasks))
+    if processes <= 1:
         for task in tqdm(tasks, desc=desc, position=0, disable=len(tasks) <= 1):
             with cpu_threads(threads):
                 result = work(task)
@@ -36,7 +45,11 @@ def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | No
         return
     others = set(multiprocessing.active_children())
     print(f"{desc}: {len(tasks)} tasks in {processes} processes, CPU threads each: {threads}", flush=True)
-    with _no_bars(), ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (threads,)) as pool:
+    context = multiprocessing.get_context("spawn")
+    numbers = context.SimpleQueue()
+    for number in range(processes):
+        numbers.put(number)
+    with _no_bars(), ProcessPoolExecutor(processes, context, _begin, (threads, numbers)) as pool:
         try:
             done = as_completed([pool.submit(work, task) for task in tasks])
             for future in tqdm(done, desc=desc, total=len(tasks), position=0):
@@ -62,10 +75,14 @@ def _no_bars() -> Iterator[None]:
         os.environ.pop("TQDM_DISABLE") if before is None else os.environ.update(TQDM_DISABLE=before)
 
 
-def _begin(threads: int) -> None:
+def _begin(threads: int, numbers: multiprocessing.SimpleQueue) -> None:
     """Set up a worker, which does not live on after its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; the parent decides
     torch.set_num_threads(threads)
+    for name in [name for name in os.environ if name.startswith("TORCHELASTIC") or name in TORCHRUN]:
+        del os.environ[name]  # a worker is alone, whoever started its parent
+    if gpus := torch.cuda.device_count():
+        torch.cuda.set_device(numbers.get() % gpus)
     prepare()
     parent = multiprocessing.parent_process()
 
