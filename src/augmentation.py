@@ -74,7 +74,7 @@ class Augmentation:
         return torch.cat([corner, size, torch.zeros(n, 1), flip < self.flip, factors], 1)
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Return the images as drawn: (B, 3, H, W) float in [0, 1] -> (B, 3, side, side), or (B, 3, H, W) unless cropped.
+        """Return the images as drawn: (B, 3, H, W) float in [0, 1] -> (B, 3, side, side), likewise, or of the same size.
 
         drawn: (B, 9), the rows of `draw` for these images, on their device. A crop is resized bilinearly between its
         own pixels, without antialiasing, which changes nothing where it is enlarged. A turn moves pixels without

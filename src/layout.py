@@ -1,8 +1,8 @@
 """How a layer's output is laid out over the image: tested by gradients, not guessed from names or shapes.
 
-Of a true map, what a position sees lies around that position. So take four positions, one in each quarter of the map: of
-the gradient of each with respect to the image, most of the energy must lie in the same quarter of the image. Attention
-matrices, keys and channel attention have the proportions of maps now and then, but do not follow the quarters.
+Of a true map, what a position sees lies around that position. So take four positions, one in each quarter of the map:
+of the gradient of each with respect to the image, most of the energy must lie in the same quarter of the image.
+Attention matrices, keys and channel attention have the proportions of maps now and then, but do not follow.
 """
 
 import math

@@ -105,8 +105,8 @@ def reader(model: nn.Module, layer: nn.Module, size: tuple[int, int]) -> layout.
         return lambda maps: maps
     found = layout.reading_of_layer(model, layer, size)
     if found is None:
-        raise ValueError(f"expected a layer whose output is a map of the image, got one of {type(layer).__name__} whose "
-                         f"positions do not follow the image; {ADVICE}")
+        raise ValueError("expected a layer whose output is a map of the image, got one of "
+                         f"{type(layer).__name__} whose positions do not follow the image; {ADVICE}")
     return found[1]
 
 

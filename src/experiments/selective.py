@@ -41,13 +41,12 @@ def answer(*probabilities: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: they are not of one shape, or not probabilities.
     """
-    if len({tuple(p.shape) for p in probabilities}) != 1 or probabilities[0].dim() != 2:
-        raise ValueError("expected probabilities (N, classes), all alike, got "
-                         f"{[tuple(p.shape) for p in probabilities]}")
-    for p in probabilities:
-        if not ((p >= 0).all() and torch.allclose(p.sum(1), p.new_ones(()), atol=1e-4)):
-            raise ValueError("expected probabilities of at least 0, each row with the sum 1; pass softmax(logits)")
-    product = torch.stack([p.double() for p in probabilities]).prod(0)
+    stacked = torch.stack([p.double() for p in probabilities]) if len({p.shape for p in probabilities}) == 1 else None
+    if stacked is None or stacked.dim() != 3 or not (
+            (stacked >= 0).all() and torch.allclose(stacked.sum(2), stacked.new_ones(()), atol=1e-4)):
+        raise ValueError("expected probabilities (N, classes), all alike, each row with the sum 1, got "
+                         f"{[tuple(p.shape) for p in probabilities]}; pass softmax(logits)")
+    product = stacked.prod(0)
     score, prediction = (product if len(probabilities) == 1 else product.softmax(1)).max(1)
     return prediction, score
 
@@ -61,11 +60,9 @@ def threshold(scores: Tensor, coverage: float) -> float:
     Raises:
         ValueError: there are no scores, one is NaN, or the coverage is outside [0, 1].
     """
-    if not len(scores) or scores.isnan().any():
-        raise ValueError(f"expected at least one validation score and no NaN, got {len(scores)} scores, "
-                         f"{int(scores.isnan().sum())} of them NaN")
-    if not 0 <= coverage <= 1:
-        raise ValueError(f"expected coverage to be a share, in [0, 1], got {coverage}")
+    if not len(scores) or scores.isnan().any() or not 0 <= coverage <= 1:
+        raise ValueError(f"expected validation scores without NaN and a coverage in [0, 1], got {len(scores)} scores, "
+                         f"{int(scores.isnan().sum())} of them NaN, and {coverage}")
     rank = round(coverage * len(scores))
     if coverage == 1 or rank == 0:
         return -math.inf if coverage == 1 else math.inf
@@ -84,26 +81,14 @@ def error_and_coverage(scores: Tensor, wrong: Tensor, threshold: float) -> tuple
 def risk_coverage(scores: Tensor, wrong: Tensor) -> Tensor:
     """The risk-coverage curve: entry k - 1 is the error among the k images of the highest scores; (N,) float64.
 
-    Of images that tie, the errors are spread evenly, which is the mean over all their orders.
-
-    Raises:
-        ValueError: there are no scores, or not one `wrong` for each.
+    Of images that tie, the errors are spread evenly, which is the mean over all their orders. Its mean is the AURC
+    (Geifman et al. 2019); the other convention, trapezoids from 1/N to 1, is lower by half the mean of the first and
+    the last risk, over N.
     """
-    if not len(scores) or scores.shape != wrong.shape or scores.dim() != 1:
-        raise ValueError("expected scores and wrong to be (N,), N > 0, got "
-                         f"{tuple(scores.shape)} and {tuple(wrong.shape)}")
     scores, order = scores.sort(descending=True)
     _, tie, size = scores.unique_consecutive(return_inverse=True, return_counts=True)
     errors = torch.zeros(len(size), dtype=torch.float64, device=scores.device).index_add(0, tie, wrong[order].double())
     return (errors / size)[tie].cumsum(0) / torch.arange(1, len(scores) + 1, device=scores.device)
-
-
-def aurc(scores: Tensor, wrong: Tensor) -> float:
-    """The area under the risk-coverage curve: its mean over the N coverages 1/N, ..., 1 (Geifman et al. 2019).
-
-    The other convention, trapezoids from 1/N to 1, is lower by half the mean of the first and the last risk, over N.
-    """
-    return risk_coverage(scores, wrong).mean().item()
 
 
 def selective_study(setting: Setting, places: Places = Places()) -> pandas.DataFrame:
@@ -122,13 +107,13 @@ def selective_study(setting: Setting, places: Places = Places()) -> pandas.DataF
                   "two ERM seeds": [(seed, None), (other, None)]}[condition["method"]]
         validation, _ = heard(voices, "val")
         scores, wrong = heard(voices, "test")
-        row: Row = {"aurc": aurc(scores, wrong)}
+        risks = risk_coverage(scores, wrong)
+        row: Row = {"aurc": risks.mean().item()}
         for coverage in COVERAGES:
             row[f"error_{coverage}"], row[f"coverage_{coverage}"] = error_and_coverage(
                 scores, wrong, threshold(validation, coverage))
         if (seed, lr) in voices:
             row["hidden"] = state(seed, lr).history["hidden"][0]
-        risks = risk_coverage(scores, wrong)
         for i in range(1, 101):
             row[f"risk_{i}"] = round(risks[max(1, round(i * len(risks) / 100)) - 1].item(), 5)
         return row
@@ -148,7 +133,7 @@ def selective_lrs(setting: Setting, places: Places = Places()) -> pandas.DataFra
         seed, lr = condition["seed"], condition["lr"]
         return {key: value for part in ("val", "test") for key, value in (
             (f"error_{part}", heard([(seed, lr)], part)[1].double().mean().item()),
-            (f"aurc_{part}", aurc(*heard([(seed, None), (seed, lr)], part))))}
+            (f"aurc_{part}", risk_coverage(*heard([(seed, None), (seed, lr)], part)).mean().item()))}
 
     conditions = [{"setting": setting.name, "seed": seed, "lr": lr, "erm": _recipe(setting, lr)}
                   for seed in setting.seeds for lr in LRS]

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from torch import Tensor
 
-from ..datasets import CLASSES
 from .tables import NAMES, TRAINING_SETS
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
@@ -58,11 +57,38 @@ def overview(image: Tensor, heatmap: Tensor, mask: Tensor, rows: pandas.DataFram
     return figure
 
 
-def samples(rows: dict[str, tuple[Tensor, Sequence[str]]]) -> Figure:
-    """Rows of images (N, 3, H, W) float in [0, 1], each image under its title, each row beside its name."""
-    figure = _rows([(name, images, {}) for name, (images, _) in rows.items()])
-    for axis, title in zip(figure.axes, [title for _, titles in rows.values() for title in titles], strict=True):
-        axis.set_title(title, fontsize=9)
+def strip(rows: dict[str, Tensor], titles: dict[str, Sequence[object]] | None = None) -> Figure:
+    """Rows of pictures, one sample a column: images (N, 3, H, W), heat maps (N, H, W) in [0, 1] or bool masks.
+
+    titles: of the pictures of a row. One of the form "label → prediction" is red where the two differ.
+    """
+    columns = len(next(iter(rows.values())))
+    figure, axes = plt.subplots(len(rows), columns, figsize=(1.3 * columns, 1.45 * len(rows)), squeeze=False)
+    for (name, pictures), line in zip(rows.items(), axes, strict=True):
+        style = {} if pictures.dim() == 4 else MASK if pictures.dtype == torch.bool else HEAT
+        for axis, picture, title in zip(line, pictures, (titles or {}).get(name, [""] * columns), strict=True):
+            said = str(title).split("→")
+            _show(axis, picture, style)
+            axis.set_title(title, fontsize=9, color="black" if said[0].strip() == said[-1].strip() else WRONG)
+        line[0].set_ylabel(name)
+    return figure
+
+
+def arrows(*classes: Tensor, names: Sequence[str] = ("0-4", "5-9"), between: str = " → ") -> list[str]:
+    """Titles "label → prediction" of classes (N,) each."""
+    return [between.join(names[one] for one in own) for own in zip(*(part.tolist() for part in classes), strict=True)]
+
+
+def explained(images: Tensor, heat: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """The rows of a strip: images (N, 3, H, W), heat maps (N, H, W), masks (N, H, W) and what these leave."""
+    return {"image": images, "heat map": heat, "mask\n(white: hidden)": masks,
+            "masked": images.masked_fill(masks[:, None], 0)}
+
+
+def outline(figure: Figure, objects: Tensor) -> Figure:
+    """Draw the outlines of objects (N, H, W) bool into all rows of a strip of N columns."""
+    for i, axis in enumerate(figure.axes):
+        axis.contour(objects[i % len(objects)].float().cpu().numpy(), levels=[0.5], colors="#00e5ff", linewidths=0.9)
     return figure
 
 
@@ -77,25 +103,6 @@ def forgetting(steps: Sequence[int], accuracy: Sequence[float], before: float) -
     return figure
 
 
-def heatmaps(images: Tensor, maps: Tensor, masks: Tensor, labels: Tensor, predictions: Tensor) -> Figure:
-    """Samples (N, 3, H, W), their heat maps (N, H, W), masks (N, H, W) bool and masked images, one sample a column."""
-    rows = [("image", images, {}), ("heat map", maps, HEAT), ("mask\n(white: hidden)", masks, MASK),
-            ("masked", images.masked_fill(masks[:, None], 0), {})]
-    figure = _rows(rows)
-    _title_predictions(figure.axes[:len(images)], labels, predictions)
-    return figure
-
-
-def before_after(images: Tensor, before: Tensor, after: Tensor, labels: Tensor, predicted_before: Tensor,
-                 predicted_after: Tensor) -> Figure:
-    """The same samples (N, 3, H, W) with the heat maps (N, H, W) and predictions (N,) of ERM and of MaskTune."""
-    figure = _rows([("image", images, {}), ("ERM", before, HEAT), ("MaskTune", after, HEAT)])
-    columns = len(images)
-    for row, predicted in ((1, predicted_before), (2, predicted_after)):
-        _title_predictions(figure.axes[row * columns:(row + 1) * columns], labels, predicted)
-    return figure
-
-
 def mean_masks(shares: Tensor, classes: Sequence[str]) -> Figure:
     """How often each pixel is hidden, class by class: shares (classes, H, W) in [0, 1]."""
     columns = min(5, len(classes))
@@ -106,17 +113,6 @@ def mean_masks(shares: Tensor, classes: Sequence[str]) -> Figure:
     for axis, often, name in zip(axes.flat, shares, classes, strict=False):
         shown = _show(axis, often, dict(cmap="viridis", vmin=0, vmax=1), name)
     figure.colorbar(shown, ax=axes, label="share of images\nthat hide the pixel")
-    return figure
-
-
-def repair(examples, classes: Sequence[str]) -> Figure:
-    """What a repair looked at and hid, and what it changed: label → prediction before → after, red where wrong."""
-    figure = _rows([("image", examples.images, {}), ("heat map", examples.heat, HEAT),
-                    ("masked", examples.images.masked_fill(examples.masks[:, None], 0), {})])
-    for axis, label, before, after in zip(figure.axes, examples.labels, examples.before, examples.after, strict=False):
-        axis.set_title("\n→ ".join(classes[one][:18] for one in (label, before, after)), fontsize=8,
-                       color="black" if label == after else WRONG)
-    figure.suptitle("label → prediction before → after", fontsize=9, x=0.01, ha="left")
     return figure
 
 
@@ -179,16 +175,6 @@ def panels(panels: dict[str, tuple[pandas.DataFrame, str]], ylabel: str, names: 
     return figure
 
 
-def photographs(images: Tensor, heat: Tensor, masks: Tensor, objects: Tensor, titles: Sequence[str]) -> Figure:
-    """Photographs (N, 3, H, W), heat maps (N, H, W) and masks (N, H, W), with the outline of the object (N, H, W)."""
-    figure = _rows([("image", images, {}), ("heat map", heat, HEAT), ("mask\n(white: hidden)", masks, MASK)])
-    for axis, outline in zip(figure.axes, objects.repeat(3, 1, 1), strict=True):
-        axis.contour(outline.float().cpu().numpy(), levels=[0.5], colors="#00e5ff", linewidths=0.9)
-    for axis, title in zip(figure.axes, titles, strict=False):
-        axis.set_title(title, fontsize=9)
-    return figure
-
-
 def risk_curves(rows: pandas.DataFrame, title: str) -> Figure:
     """Error among the answers against coverage, one line a method: mean over seeds, and a band of one std."""
     figure, axis = plt.subplots(figsize=(7, 4))
@@ -211,25 +197,6 @@ def _show(axis: Axes, picture: Tensor, style: dict, title: str = ""):
         spine.set_visible(False)
     picture = picture.detach().cpu().float().numpy()
     return axis.imshow(picture.transpose(1, 2, 0) if picture.ndim == 3 else picture, **style)
-
-
-def _rows(rows: list[tuple[str, Tensor, dict]]) -> Figure:
-    """A grid with one named row per entry and one sample a column."""
-    columns = len(rows[0][1])
-    figure, axes = plt.subplots(len(rows), columns, figsize=(1.3 * columns, 1.45 * len(rows)), squeeze=False)
-    for (name, pictures, style), line in zip(rows, axes, strict=True):
-        for axis, picture in zip(line, pictures, strict=True):
-            _show(axis, picture, style)
-        line[0].set_ylabel(name)
-    return figure
-
-
-def _title_predictions(axes: Sequence[Axes], labels: Tensor, predictions: Tensor) -> None:
-    """Label → prediction above each, red when wrong; the first of them says so."""
-    for i, (axis, label, guess) in enumerate(zip(axes, labels, predictions, strict=True)):
-        said = f"{CLASSES[label][7:]} → {CLASSES[guess][7:]}"
-        axis.set_title(f"label → prediction:\n{said}" if i == 0 else said, fontsize=9,
-                       color="black" if label == guess else WRONG)
 
 
 def one_of_each_digit(digits: Tensor) -> Tensor:

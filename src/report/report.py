@@ -113,7 +113,9 @@ class Report:
             most = self.mean_masks.amax((1, 2)).argsort(descending=True, stable=True)[:FIGURES].sort().values
             made = {"mean_masks": figures.mean_masks(self.mean_masks[most], [self.classes[i] for i in most])}
             if self.examples:
-                made["gallery"] = figures.repair(self.examples, self.classes)
+                one, short = self.examples, [name[:18] for name in self.classes]
+                titles = figures.arrows(one.labels, one.before, one.after, names=short, between="\n→ ")
+                made["gallery"] = figures.strip(figures.explained(one.images, one.heat, one.masks), {"image": titles})
             for name, figure in made.items():
                 figures.plt.close(figure)  # the notebook would show it once more
                 figure.savefig(file := io.BytesIO(), format="png")
