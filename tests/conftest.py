@@ -1,10 +1,13 @@
 """What the tests share: one small experiment on scikit-learn's digits, trained once, and MNIST."""
 
 import os
-import shutil
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
+
+if "gpu" not in sys.argv:  # `-m gpu` runs on a real one; all else must not depend on what is there
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ import torch
 from src.datasets import ensure_mnist
 from src.device import prepare
 from src.experiments import stages
-from src.experiments.recipes import DIGITS
+from src.experiments.recipes import DIGITS, Places
 
 REPOSITORY = Path(__file__).parents[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
@@ -31,9 +34,7 @@ def setting():
 def trained(setting, tmp_path_factory):
     """ERM and MaskTune of that setting, trained by the project's own functions, and their folder."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "CHECKPOINTS", folder)
-        return stages.run(setting, seed=0), folder
+    return stages.run(Places(folder), setting, seed=0), folder
 
 
 @pytest.fixture(scope="session")
@@ -43,17 +44,14 @@ def run(trained):
 
 @pytest.fixture(scope="session")
 def train(setting):
-    return stages.load_data(setting.erm, seed=0)
+    return stages.load_data(Places(), setting.erm, seed=0)
 
 
 @pytest.fixture(scope="session")
-def mnist_root(tmp_path_factory):
-    """The folder with MNIST, unpacked from what is shipped; a copy where the repository is read-only."""
-    root = REPOSITORY / "data"
-    if not os.access(root / "MNIST" / "raw", os.W_OK):
-        root = Path(shutil.copytree(root / "MNIST", tmp_path_factory.mktemp("data") / "MNIST")).parent
-    ensure_mnist(root, download=False)
-    return root
+def mnist_root():
+    """The folder with MNIST as it is shipped."""
+    ensure_mnist(REPOSITORY / "data", download=False)
+    return REPOSITORY / "data"
 
 
 def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
