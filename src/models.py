@@ -1,6 +1,5 @@
 """The classifiers. Each takes images (B, 3, H, W) as float in [0, 1] and names its saliency layer."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
+from torchvision.ops import Permute
 
 from .classifier import Classifier
 
@@ -17,8 +17,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _conv_block(channels_in: int, channels_out: int) -> list[nn.Module]:
-    return [nn.Conv2d(channels_in, channels_out, kernel_size=3), nn.BatchNorm2d(channels_out),
-            nn.ReLU(inplace=True)]
+    return [nn.Conv2d(channels_in, channels_out, kernel_size=3), nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
 
 
 class SmallCNN(nn.Module):
@@ -87,118 +86,76 @@ class _Shortcut(nn.Module):
 class Backbone(Classifier):
     """A classifier of torchvision by its name: (B, 3, H, W) in [0, 1] -> (B, num_classes) logits, normalised inside.
 
-    Args:
-        name: as of `torchvision.models.get_model`, such as "mobilenet_v2".
-        weights: as of `ResNet50`. A file may lack the last layer.
-        layer: the saliency layer; that of `LAYERS`, the family's last block, if not given.
-
-    Raises:
-        ValueError, FileNotFoundError: as of `ResNet50`, or there is no such classifier.
+    The saliency layer is the family's last block, see `LAYERS`, if not given; `weights` and errors are as of `fitted`.
     """
 
-    LAYERS: ClassVar = {  # by how names begin
-        "resnet": "layer4", "resnext": "layer4", "wide_resnet": "layer4", "mobilenet": "features",
-        "efficientnet": "features", "squeezenet": "features", "densenet": "features", "vgg": "features",
-        "alexnet": "features", "convnext": "features", "mnasnet": "layers", "regnet": "trunk_output",
-        "shufflenet": "conv5", "googlenet": "inception5b", "inception": "Mixed_7c", "swin": "norm",
-        "maxvit": "blocks.3"}
+    LAYERS: ClassVar = {  # by how names begin; that of all others is "features"
+        "resnet": "layer4", "resnext": "layer4", "wide_resnet": "layer4", "mnasnet": "layers", "regnet": "trunk_output",
+        "shufflenet": "conv5", "googlenet": "inception5b", "inception": "Mixed_7c", "swin": "norm", "maxvit": "blocks.3"}
 
     def __init__(self, name: str, num_classes: int = 2, weights: str | Path | None = None, layer: str | None = None
                  ) -> None:
-        known = torchvision.models.list_models(module=torchvision.models)
-        layer = layer or next((value for start, value in self.LAYERS.items() if name.startswith(start)), None)
-        if name not in known or layer is None:
-            raise ValueError(f"expected a classifier of torchvision such as {', '.join(self.LAYERS)}, and a layer for "
-                             f"those of other families, got {name!r}")
         quiet = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
         model = torchvision.models.get_model(name, num_classes=num_classes, **quiet)
+        layer = layer or next((last for start, last in self.LAYERS.items() if name.startswith(start)), "features")
         head = [part for part, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
-        if weights is not None:
-            content = _read_weights(name, weights)
-            model.load_state_dict(fitted(model, content, f"{head}.", str(weights)))
-        super().__init__(model, layer, IMAGENET_MEAN, IMAGENET_STD)
+        super().__init__(fitted(model, name, weights, head), layer, IMAGENET_MEAN, IMAGENET_STD,
+                         Permute([0, 3, 1, 2]) if "swin" in name else nn.Identity())
 
 
 class ResNet50(Classifier):
     """torchvision's ResNet-50: (B, 3, H, W) in [0, 1] -> (B, num_classes) logits. Normalisation is its first layer.
 
-    Its saliency layer is the last residual block: (B, 2048, H / 32, W / 32).
-
-    Args:
-        weights: a torchvision weights name such as "IMAGENET1K_V1", downloaded once; or a file of such weights, with
-            ImageNet's head, which is dropped, or one of num_classes, which is kept; None for random weights.
-
-    Raises:
-        ValueError: an unknown name that is no file either, or a file that is not of a ResNet-50.
-        FileNotFoundError: the weights cannot be downloaded; the message says which file to put where.
+    Its saliency layer is the last residual block: (B, 2048, H / 32, W / 32). `weights` and errors are as of `fitted`.
     """
 
     def __init__(self, num_classes: int = 2, weights: str | Path | None = None) -> None:
         model = torchvision.models.resnet50()
         model.fc = nn.Linear(model.fc.in_features, num_classes)
-        if weights is not None:
-            model.load_state_dict(fitted(model, _read_weights("resnet50", weights), "fc.", str(weights)))
-        super().__init__(model, "layer4.2", IMAGENET_MEAN, IMAGENET_STD)
+        super().__init__(fitted(model, "resnet50", weights, "fc"), "layer4.2", IMAGENET_MEAN, IMAGENET_STD,
+                         nn.Identity())
 
 
-def fitted(model: nn.Module, content: object, head: str, source: str) -> dict[str, Tensor]:
-    """Return what a file of weights holds for a model, as its state_dict.
+def fitted(model: nn.Module, name: str, weights: str | Path | None, head: str) -> nn.Module:
+    """Return the model, which torchvision calls `name`, with weights loaded; as it is if these are None.
 
-    Read are a state_dict, alone or under "state_dict" or "model", with "module." and the like before all names, without
-    BatchNorm's counters, with another head or none: then the model's own is kept. What belongs to no part of the model
-    is passed over, with a warning.
-
-    Args:
-        head: how the names of the last layer begin.
-        source: names the file in errors.
+    weights: torchvision's name of some, such as "IMAGENET1K_V1", downloaded once; or a file as torchvision and timm
+    write it: a state_dict, alone or as "state_dict" or "model", perhaps with "module." or "_orig_mod." before all names
+    and without BatchNorm's counters. If the last layer, called `head`, is another or missing, the model's own is kept.
 
     Raises:
-        ValueError: weights are missing, of another shape, or more than the model has.
+        ValueError: there is no such file, it cannot be read, or it holds too few, too many or other weights; or they
+            cannot be downloaded: the message says which file to put where.
     """
-    while isinstance(content, Mapping) and (inner := next((key for key in ("state_dict", "model", "model_state_dict")
-                                                           if isinstance(content.get(key), Mapping)), None)):
-        content = content[inner]
+    if weights is None:
+        return model
+    content = _read_weights(name, weights)
+    for key in ("state_dict", "model"):
+        content = content.get(key, content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping):
-        raise ValueError(f"expected {source} to hold a dict of weights, got a {type(content).__name__}")
+        raise ValueError(f"expected {weights} to hold a dict of weights, got a {type(content).__name__}")
     own = model.state_dict()
-    prefix = max(("", "module.", "model.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."),
-                 key=lambda prefix: sum(prefix + name in content for name in own))
-    found = {name: content[prefix + name] for name in own if prefix + name in content}
-    for name, value in own.items():
-        optional = name.startswith(head) or name.endswith("num_batches_tracked")
-        if name not in found and not optional:
-            raise ValueError(f"expected {source} to hold {name} {tuple(value.shape)}, got {len(content)} other names")
-        if name in found and found[name].shape != value.shape and not name.startswith(head):
-            raise ValueError(f"expected {name} in {source} to be {tuple(value.shape)}, got {tuple(found[name].shape)}")
-    if any(name not in found or found[name].shape != own[name].shape for name in own if name.startswith(head)):
-        found = {name: value for name, value in found.items() if not name.startswith(head)}
-    more = [name for name in content if name.removeprefix(prefix) not in own]
-    parts = {name.split(".")[0] for name in own}
-    if foreign := [name for name in more if name.removeprefix(prefix).split(".")[0] in parts]:
-        raise ValueError(f"expected {source} to hold weights of this {type(model).__name__}, got {foreign[0]} and "
-                         f"{len(foreign) - 1} more, as of a larger one")
-    if more:
-        warnings.warn(f"{source}: passed over what belongs to no part of the model: {', '.join(more[:5])}",
-                      stacklevel=3)
-    return own | found
+    found = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in content.items()}
+    found = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")} | found
+    last = {name: value for name, value in own.items() if name.startswith(f"{head}.")}
+    if any(name not in found or found[name].shape != value.shape for name, value in last.items()):
+        found |= last
+    theirs, ours = ({(name, tuple(getattr(value, "shape", ()))) for name, value in state.items()}
+                    for state in (found, own))
+    if wrong := sorted(theirs ^ ours):
+        raise ValueError(f"expected {weights} to hold the weights of this {type(model).__name__}; missing, too many or "
+                         f"of another shape are {', '.join(f'{name} {shape}' for name, shape in wrong[:5])}")
+    model.load_state_dict(found)
+    return model
 
 
 def _read_weights(name: str, weights: str | Path) -> object:
-    """What a file of weights of a model holds, or torchvision's weights of that name, which are downloaded once."""
     known = torchvision.models.get_model_weights(name).__members__
-    if weights in known:
-        url = known[weights].url
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        try:
-            return torch.hub.load_state_dict_from_url(url, folder, "cpu", progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:  # no network; a file that is damaged
-            raise FileNotFoundError(f"{name}: the weights {weights} are unavailable ({error}); get {url} and put it "
-                                    f"into {folder}, or name the file as weights=") from error
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise ValueError(f"expected weights to be a file or one of {', '.join(known)}, got {str(weights)!r}")
+    place = f"; put {known[weights].url} into {torch.hub.get_dir()}/checkpoints" if weights in known else ""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # any file can be named
-        raise ValueError(f"{weights} holds no weights of torchvision's {name} ({type(error).__name__}: "
-                         f"{str(error).splitlines()[0]})") from error
+        if weights in known:
+            return torch.hub.load_state_dict_from_url(known[weights].url, None, "cpu", progress=False, check_hash=True)
+        return torch.load(Path(weights).expanduser(), map_location="cpu", weights_only=True)
+    except Exception as error:  # no network, no such file, or one of anything
+        raise ValueError(f"expected weights of torchvision's {name}, a file or one of {', '.join(known)}, got "
+                         f"{str(weights)!r} ({type(error).__name__}: {str(error).splitlines()[0]}){place}") from error
