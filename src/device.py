@@ -3,16 +3,18 @@
 import ctypes
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def best_device() -> torch.device:
@@ -21,12 +23,9 @@ def best_device() -> torch.device:
 
 
 def room_for(images: Tensor, device: torch.device | None = None) -> torch.device:
-    """Where images are kept: on the GPU if they take less than half of what is free there, else where they are.
-
-    What torch's allocator has cached is free.
-    """
+    """Where images are kept: on the GPU if they take less than half of what is free there, else where they are."""
     device = device or best_device()
-    if device.type == "cuda":
+    if device.type == "cuda":  # what torch's allocator has cached is free, too
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         if images.nbytes > (torch.cuda.mem_get_info(device)[0] + cached) / 2:
             return images.device
@@ -46,10 +45,9 @@ def prepare() -> None:
 
 
 def keep_freed_memory(keep: bool) -> None:
-    """Let glibc keep what is freed, or give it back to the system, its default.
+    """Let glibc keep what is freed, or give it back to the system, its default; other C libraries do as they do.
 
-    By default the activations of every step are given back, and faulted in again, page by page, in the next: on two
-    cores this took half the time of an evaluation. Other C libraries are left as they are.
+    Given back, the activations of every step are faulted in again in the next: half the time of an evaluation.
     """
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -76,11 +74,9 @@ def cpu_threads(count: int) -> Iterator[None]:
 @cache
 def processor() -> str:
     """The processor's name, with family and model where Linux tells them: they decide how sums are rounded."""
-    with suppress(OSError):
-        fields = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
-        facts = {key.strip(): value.strip() for key, value in fields.items()}
-        if "model name" in facts:
-            return f"{facts['model name']} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
+    with suppress(OSError, KeyError):
+        facts = dict(re.findall(r"(\S.*?)\s*: (.*)", Path("/proc/cpuinfo").read_text().split("\n\n")[0]))
+        return f"{facts['model name']} (family {facts['cpu family']}, model {facts['model']})"
     return platform.processor() or platform.machine() or "unknown processor"
 
 
@@ -97,18 +93,11 @@ def made_with() -> str:
 
     Files under results/ and checkpoints/ do not count: what writes this line writes there.
     """
-    root = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str:
-        with suppress(OSError):  # no git here
-            return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True,
-                                  check=False).stdout.strip()
-        return ""
-
-    commit, changed = "unknown", ""
-    if git("rev-parse", "--show-toplevel") == str(root):  # not a repository that happens to lie around an archive
-        commit = git("describe", "--always") or commit
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)results",
-                      ":(top,exclude)checkpoints")
+    commit, git = "unknown", partial(subprocess.check_output, cwd=ROOT, text=True, stderr=subprocess.DEVNULL)
+    with suppress(OSError, subprocess.CalledProcessError):  # no git here
+        if (ROOT / ".git").exists():  # not a repository that happens to lie around an archive
+            changed = git(["git", "status", "--porcelain", "--untracked-files=no", "--", ":(exclude)results",
+                           ":(exclude)checkpoints"])
+            commit = git(["git", "describe", "--always"]).strip() + ("-dirty" if changed else "")
     return (f"Python {platform.python_version()}, torch {torch.__version__}, {device_name(best_device())}, "
-            f"commit {commit}{'-dirty' if changed else ''}")
+            f"commit {commit}")

@@ -4,79 +4,52 @@ import errno
 import hashlib
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LACKING = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EPERM, errno.ENOTTY,
-           errno.EACCES, errno.EBADF}  # what a file system says that has no fsync, of files or folders, or no locks
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}  # what a file system without them answers
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block has run.
-
-    Python handles signals in the main thread only; in another one the block just runs.
-    """
+def ctrl_c_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the block has run; Python handles it in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     noted: list[int] = []
-    before = {number: signal.signal(number, lambda number, _frame: noted.append(number))
-              for number in (signal.SIGINT, signal.SIGTERM)
-              if signal.getsignal(number) is not None}  # None: not Python's to replace
+    before = signal.signal(signal.SIGINT, lambda number, _frame: noted.append(number))
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, before)
     if noted:
-        signal.raise_signal(noted[0])
+        signal.raise_signal(signal.SIGINT)
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a whole file or none: a temporary file in the same folder, flushed to disk, then put in place."""
+    """Write a whole file or none; an error means that the file at `path` is what it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with signals_held():
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_hidden(path), suffix=".tmp")
+    temporary = path.with_name(f"{_hidden(path)}{os.getpid()}.tmp")
+    with ctrl_c_held():
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                flush_to_disk(file.fileno())
-            with suppress(OSError):  # mkstemp's own mode would keep others from reading it
-                os.chmod(temporary, 0o644)
-            put_in_place(Path(temporary), path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            temporary.write_bytes(content)
+            put_in_place(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def put_in_place(written: Path, path: Path) -> None:
-    """Give a file that is on disk its final name, in the same folder, and see that this is on disk, too, if possible.
-
-    An error means that the file at `path` is what it was before.
-    """
+    """Give a file its final name, in the same folder, once it is on disk; an error leaves the one there as it was."""
+    with written.open("r+b") as file:
+        os.fsync(file.fileno())
     os.replace(written, path)
-    with suppress(OSError):  # too late to undo, and the file is whole; some systems do not open folders
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
-def flush_to_disk(file: int) -> None:
-    """fsync of an open file, where the file system has it."""
-    try:
-        os.fsync(file)
-    except OSError as error:
-        if error.errno not in LACKING:  # a full or a failing disk
-            raise
+flush_to_disk = os.fsync  # until decode.py leaves it to put_in_place
 
 
 @contextmanager
@@ -89,18 +62,17 @@ def locked(path: Path, name: str | None = None) -> Iterator[None]:
     except Timeout:
         print(f"{name or path}: another process is at work on it; waiting", flush=True)
         lock.acquire()
-    except (NotImplementedError, OSError) as error:  # no locks here: one process at a time is up to the user
-        if isinstance(error, OSError) and error.errno not in LACKING - {errno.EACCES}:
+    except OSError as error:
+        if error.errno not in NO_LOCKS:  # with none, one process at a time is up to the user
             raise
     try:
         for leftover in path.parent.glob(f"{_hidden(path)}*.tmp"):
-            with suppress(OSError):
-                leftover.unlink()
+            leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
 
 
 def _hidden(path: Path) -> str:
-    """How the names of a file's lock and of its temporary files begin: as long for the longest of names."""
-    return f".{hashlib.sha256(path.name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}."
+    """How the names of a file's lock and of its temporary file begin: short, whatever its own name."""
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}."

@@ -1,8 +1,8 @@
 """Several processes at one training, as `torchrun` starts them: who does what, and what they share.
 
 A global batch is dealt out, one slice to each process; the loss and the gradient see the whole of it (DDP), and so does
-BatchNorm on GPUs (SyncBatchNorm). On a CPU, BatchNorm's statistics are each process's own. Without torchrun, everything
-here does nothing.
+BatchNorm on GPUs (SyncBatchNorm). On a CPU, BatchNorm's statistics are each process's own, until the first's are taken
+at the end of an epoch. Without torchrun, everything here does nothing.
 """
 
 import os
@@ -81,10 +81,9 @@ def deal(batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, float]]:
 
 def gathered(parts: dict[int, Tensor]) -> list[Tensor]:
     """The parts of all processes, in the order of their numbers."""
-    if world() == 1:
-        return list(parts.values())
-    everyones: list[dict[int, Tensor]] = [{}] * world()
-    dist.all_gather_object(everyones, {number: part.cpu() for number, part in parts.items()})
+    everyones: list[dict[int, Tensor]] = [parts] * world()
+    if world() > 1:
+        dist.all_gather_object(everyones, {number: part.cpu() for number, part in parts.items()})
     merged = {number: part for theirs in everyones for number, part in theirs.items()}
     return [merged[number] for number in sorted(merged)]
 
@@ -103,12 +102,14 @@ def joined(model: nn.Module) -> Iterator[nn.Module]:
              if isinstance(norm, _BatchNorm) and next(model.parameters()).is_cuda]
     for _, _, norm in norms:
         if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-            raise ValueError(f"expected torch's own BatchNorm on several GPUs, got {type(norm).__name__}: "
-                             "SyncBatchNorm would train it as a plain one; use one GPU, with other seeds on the others")
+            raise ValueError(f"expected torch's own BatchNorm on several GPUs, got {type(norm).__name__}, which "
+                             "SyncBatchNorm would train as a plain one; use one GPU")
     for parent, name, norm in norms:  # SyncBatchNorm shares weights and statistics with the one that it stands for
         setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(norm))
     try:
         yield DistributedDataParallel(model, broadcast_buffers=False, static_graph=True)
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
     finally:
         for parent, name, norm in norms:
             setattr(parent, name, norm)

@@ -15,9 +15,6 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 
     `generator(0, "order", 7)` is the same stream on every machine and at every moment of a run, so an interrupted run
     needs no saved generator state, and drawing for one purpose never shifts another.
-
-    Raises:
-        TypeError: the seed is not a whole number.
     """
     digest = hashlib.sha256(repr((operator.index(seed), *purpose)).encode()).digest()  # NumPy's 0 is Python's 0
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -26,8 +23,7 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 def epoch_order(n: int, seed: int, epoch: int, order: int = 0) -> torch.Tensor:
     """Return the order in which an epoch visits n samples: (n,) int64, a permutation.
 
-    `order` numbers alternatives for the same seed and epoch, so that what one order did can be told from what the
-    epoch does.
+    `order` numbers alternatives for the same seed and epoch, to tell what an order does from what the epoch does.
     """
     return torch.randperm(n, generator=generator(seed, "order", epoch, *([order] if order else [])))
 
@@ -36,13 +32,12 @@ def epoch_order(n: int, seed: int, epoch: int, order: int = 0) -> torch.Tensor:
 def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
     """Inside the block, what draws without a generator depends on the arguments alone; afterwards all is as it was.
 
-    That is dropout, stochastic depth and augmentations that are not ours: the global generators of torch, on the CPU
-    and on the GPU in use, of NumPy and of Python.
+    That is dropout and augmentations that are not ours: the global generators of torch, on the CPU and on the GPU in
+    use, of NumPy and of Python.
     """
     start = generator(seed, *purpose).initial_seed()
     python, legacy = random.getstate(), numpy.random.get_state()  # noqa: NPY002
-    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(gpus):
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         torch.manual_seed(start)
         random.seed(start)
         numpy.random.seed(start % 2 ** 32)  # noqa: NPY002

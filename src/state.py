@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -47,28 +48,26 @@ class State:
 def digest(content: object) -> str:
     """Name nested dicts, lists, tensors, numbers and strings by their content: sha256, the same on every machine."""
     sha = hashlib.sha256()
-
-    def feed(item: object) -> None:
-        if isinstance(item, Tensor):
-            sha.update(f"{item.dtype}{tuple(item.shape)}".encode())
-            sha.update(item.detach().cpu().contiguous().numpy().tobytes())
-        elif isinstance(item, Masks):
-            sha.update(f"{item.dtype}{item.shape}".encode())  # as the unpacked tensor
-            for chunk in item.chunks():
-                sha.update(item[chunk].cpu().numpy().tobytes())
-        elif isinstance(item, dict):
-            sha.update(b"{")
-            for key, value in item.items():
-                sha.update(repr(key).encode())
-                feed(value)
-            sha.update(b"}")
-        elif isinstance(item, (list, tuple)):
-            sha.update(b"[")
-            for value in item:
-                feed(value)
-            sha.update(b"]")
-        else:
-            sha.update(repr(item).encode() + b",")
-
-    feed(content)
+    for part in _parts(content):
+        sha.update(part)
     return sha.hexdigest()
+
+
+def _parts(item: object) -> Iterator[bytes]:
+    if isinstance(item, Tensor | Masks):
+        yield f"{item.dtype}{tuple(item.shape)}".encode()
+        for chunk in item.chunks() if isinstance(item, Masks) else [...]:  # masks count as the unpacked tensor
+            yield item[chunk].detach().cpu().contiguous().numpy().tobytes()
+    elif isinstance(item, dict):
+        yield b"{"
+        for key, value in item.items():
+            yield repr(key).encode()
+            yield from _parts(value)
+        yield b"}"
+    elif isinstance(item, list | tuple):
+        yield b"["
+        for value in item:
+            yield from _parts(value)
+        yield b"]"
+    else:
+        yield repr(item).encode() + b","
