@@ -40,7 +40,7 @@ def test_a_study_is_measured_once_row_by_row(tmp_path):
             raise KeyboardInterrupt
         return {"y": condition["x"] / 3, **({"late": True} if condition["x"] == 3 else {})}
 
-    conditions = [{"x": x, "name": f"00{x}"} for x in (1, 2, 3)]
+    conditions = [{"x": x, "erm": f"00{x}"} for x in (1, 2, 3)]
     with pytest.raises(KeyboardInterrupt):
         measured(path, conditions, measure, processes=1)
     rows = measured(path, conditions, measure, processes=1)
@@ -69,8 +69,9 @@ def asked(one, places):
                                                       for change in questions.ON_SQUARES["ratio"][-2:]])
         study._subject.cache_clear()
         everything = study.ask([one], *questions.ON_SQUARES, places=places)
-        patch.setattr(study, "_measure", None)  # from here on, all is loaded
-        rows = {question: study.ask([one], question, places=places) for question in questions.ON_SQUARES}
+        with patch.context() as inner:
+            inner.setattr("src.experiments.rows.side_by_side", None)  # from here on, all is loaded
+            rows = {question: study.ask([one], question, places=places) for question in questions.ON_SQUARES}
         assert len(saved(places.results / f"{one.name}.csv")) == len(everything)  # each but once
         yield rows
         study._subject.cache_clear()
