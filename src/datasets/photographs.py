@@ -1,250 +1,165 @@
 """Benchmarks of photographs with a label and a spurious attribute: known before any image is opened."""
 
-import csv
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import pandas
 import torch
-from torch import Tensor
 
+from ..masks import Masks
 from .decode import View, cached, decode
 from .images import Images, class_files
 
 SPLITS = ("train", "val", "test")
+WRITTEN = {text: name for i, name in enumerate(SPLITS) for text in (str(i), name)}  # of splits, in tables
+BITS = {"0": 0, "1": 1}
 
 
-class Grouped:
-    """Files with labels, spurious attributes and groups; `load` decodes them.
+class Files:
+    """Image files `paths` with labels (N,) int64; `load` decodes them.
 
-    Attributes, all of length N:
-        paths: the image files.  labels: (N,) int64.  attributes: (N,) int64.
-        groups: (N,) int64 = number of attributes * label + attribute, named by `group_names`.
+    groups: (N,) int64 = number of attributes * label + attribute, named by `group_names`; None without an attribute.
+    masks: the files of the pixels that are known in each image, white on black, or None.
+
+    published: the counts of groups, or the number of images, as published; others are warned of.
+
+    Raises:
+        FileNotFoundError, ValueError: images or tables of them are missing; a table holds what it should not.
     """
 
-    def __init__(self, paths: list[Path], labels: list[int], attributes: list[int], classes: tuple[str, ...],
-                 attribute_names: tuple[str, ...]) -> None:
-        self.paths, self.classes = paths, classes
-        self.labels, self.attributes = torch.tensor(labels), torch.tensor(attributes)
-        self.groups = len(attribute_names) * self.labels + self.attributes
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int], classes: tuple[str, ...], published: tuple = (),
+                 attributes: Sequence[int] | None = None, attribute_names: tuple[str, ...] = ()) -> None:
+        self.paths, self.classes, self.labels, self.masks = paths, classes, torch.tensor(labels), None
+        self.groups = None if attributes is None else len(attribute_names) * self.labels + torch.tensor(attributes)
         self.group_names = tuple(f"{label}, {attribute}" for label in classes for attribute in attribute_names)
+        if published and tuple(self.counts()) not in published:
+            warnings.warn(f"{type(self).__name__}: {self.counts()} images ({'; '.join(self.group_names)}); published: "
+                          f"{' or '.join(map(str, map(list, published)))}. Results will not compare", stacklevel=3)
+        if missing := [path for path in paths if not path.exists()]:
+            raise FileNotFoundError(f"{len(missing):,} of {len(self):,} images are missing, such as {missing[0]}")
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def counts(self) -> list[int]:
-        """How many images each group has."""
-        return self.groups.bincount(minlength=len(self.group_names)).tolist()
+        """How many images each group has; without groups, how many there are."""
+        return [len(self)] if self.groups is None else self.groups.bincount(minlength=len(self.group_names)).tolist()
 
-    def load(self, view: View, file: Path | str) -> Images:
+    def load(self, view: View, file: Path) -> Images:
         """All images as seen by a view, decoded once into `file`, from which they are memory-mapped: see `cached`."""
-        return Images(cached(self.paths, view, Path(file)), self.labels, self.classes, self.groups)
-
-    def _check_counts(self, published: tuple[tuple[int, ...], ...]) -> None:
-        if tuple(self.counts()) not in published:
-            warnings.warn(f"{type(self).__name__}: the groups ({'; '.join(self.group_names)}) have {self.counts()} "
-                          f"images; published: {' or '.join(map(str, map(list, published)))}. Results will not "
-                          "compare", stacklevel=3)
-
-    def _check_files(self, source: str) -> None:
-        missing = [path for path in self.paths if not path.exists()]
-        if missing:
-            raise FileNotFoundError(f"{type(self).__name__}: {len(missing):,} of {len(self):,} images are missing, "
-                                    f"such as {missing[0]}; {source}")
+        known = self.masks and Masks.of(torch.stack([decode(path, view)[0] > 127 for path in self.masks]))
+        return Images(cached(self.paths, view, file), self.labels, self.classes, self.groups, self.group_names, known)
 
 
-class Waterbirds(Grouped):
+class Waterbirds(Files):
     """Waterbirds on land and water (Sagawa et al. 2020): CUB birds cut out and set on backgrounds from Places.
 
     Input: RGB photographs of several sizes. Labels: landbird, waterbird. Attribute: land or water behind it, which goes
     with the label in 95 % of the training images. 11,788 images, 11,621 with the MaskTune authors' corrected metadata.
     For research only: CUB-200-2011 and Places forbid other use.
 
-    Args:
-        root: the folder `waterbird_complete95_forest2water2`, with `metadata.csv` and 200 class folders.
-        split: "train", "val" or "test".
-        metadata: another file than `root/metadata.csv`, such as the corrected one.
-        published: whether the groups should have the sizes that are published; otherwise it is a set of one's own, in
-            the same layout.
-
-    Raises:
-        FileNotFoundError: the metadata, or images that it names, are missing.
-        ValueError: an unknown split, or a column is missing or holds what it should not.
+    published: whether it should be this very set; otherwise it is one of one's own, in the same layout. If that has
+    `masks/FOLDER/NAME.png`, as `compose` makes them, those are the known pixels of the training images.
     """
 
-    SOURCE = "from nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz, about 0.5 GB"
     PUBLISHED: ClassVar = {"train": ((3498, 184, 56, 1057), (3550, 187, 52, 961)),
                            "val": ((467, 466, 133, 133), (470, 472, 122, 124)),
                            "test": ((2255, 2255, 642, 642), (2255, 2264, 581, 583))}  # original, corrected
 
-    def __init__(self, root: Path | str, split: str = "train", metadata: Path | str | None = None,
-                 published: bool = True) -> None:
-        root = Path(root)
-        columns = ("img_filename", "y", "split", "place")
-        file = Path(metadata or root / "metadata.csv")
-        source = self.SOURCE if published else "made by `python -m src.datasets.compose`, say"
-        chosen = _of_split(csv_rows(file, columns, source), "split", split, file)
-        super().__init__([root / row["img_filename"].replace("\\", "/") for row in chosen],
-                         [_bit(row, "y") for row in chosen], [_bit(row, "place") for row in chosen],
-                         ("landbird", "waterbird"), ("land", "water"))
-        if published:
-            self._check_counts(self.PUBLISHED[split])
-        self._check_files(source)
-        self.root = root
-
-    def objects(self, view: View) -> Tensor:
-        """The birds' pixels as seen by a view, (N, height, width) bool: of a set that `compose` made, which keeps them.
-
-        Raises:
-            ValueError: `masks/FOLDER/NAME.png` is missing or unreadable for one of the images.
-        """
-        files = (self.root / "masks" / path.relative_to(self.root).with_suffix(".png") for path in self.paths)
-        return torch.stack([decode(file, view)[0] > 127 for file in files])
+    def __init__(self, root: Path | str, split: str = "train", metadata: str = "metadata.csv", published: bool = True
+                 ) -> None:
+        root, file = Path(root), Path(root) / metadata
+        chosen = of_split(read_table(file, ("img_filename", "y", "split", "place")), "split", split, file)
+        names = [name.replace("\\", "/") for name in chosen["img_filename"]]
+        super().__init__([root / name for name in names], read_values(chosen, "y", BITS, file),
+                         ("landbird", "waterbird"), self.PUBLISHED.get(split) if published else (),
+                         read_values(chosen, "place", BITS, file), ("land", "water"))
+        if not published and split == "train" and (root / "masks").is_dir():
+            self.masks = [(root / "masks" / name).with_suffix(".png") for name in names]
 
 
-class CelebA(Grouped):
+class CelebA(Files):
     """CelebA (Liu et al. 2015): is the hair blond? Attribute: male, which goes with not blond.
 
     Input: RGB faces, 178x218. Labels: not blond, blond. 202,599 images, 162,770 to train. Non-commercial research only.
 
-    Args:
-        root: the folder with `img_align_celeba/` and either `list_attr_celeba.txt` and `list_eval_partition.txt` (the
-            official folder) or the same two as `.csv` (Kaggle's `jessicali9530/celeba-dataset`).
-        split: "train", "val" or "test".
-
-    Raises:
-        FileNotFoundError: the lists, or images that they name, are missing.
-        ValueError: an unknown split, or the lists do not fit each other.
+    root: the folder with `img_align_celeba/` and either `list_attr_celeba.txt` and `list_eval_partition.txt` (the
+    official folder) or the same two as `.csv` (Kaggle's `jessicali9530/celeba-dataset`).
     """
 
-    SOURCE = "from mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or Kaggle's jessicali9530/celeba-dataset, about 1.4 GB"
-    PUBLISHED: ClassVar = {"train": ((71_629, 66_874, 22_880, 1_387),), "val": ((8_535, 8_276, 2_874, 182),),
-                           "test": ((9_767, 7_535, 2_480, 180),)}
+    PUBLISHED: ClassVar = {"train": (71_629, 66_874, 22_880, 1_387), "val": (8_535, 8_276, 2_874, 182),
+                           "test": (9_767, 7_535, 2_480, 180)}
 
     def __init__(self, root: Path | str, split: str = "train") -> None:
-        root = Path(root)
-        read = csv_rows if (root / "list_attr_celeba.csv").exists() else _columns
-        ending = "csv" if read is csv_rows else "txt"
-        file = root / f"list_eval_partition.{ending}"
-        ours = {row["image_id"] for row in _of_split(read(file, ("image_id", "partition"), self.SOURCE), "partition",
-                                                     split, file)}
-        attributes = read(root / f"list_attr_celeba.{ending}", ("image_id", "Blond_Hair", "Male"), self.SOURCE)
-        chosen = [row for row in attributes if row["image_id"] in ours]
+        root, columns, ending, more = Path(root), ("image_id", "partition"), ".csv", ({}, {})
+        if not (root / "list_attr_celeba.csv").exists():  # official: one list has no header, one a count before it
+            ending, more = ".txt", ({"sep": r"\s+", "names": columns}, {"sep": r"\s+", "skiprows": 1})
+        file = root / f"list_attr_celeba{ending}"
+        partition = read_table(root / f"list_eval_partition{ending}", columns, **more[0])
+        attributes = read_table(file, ("image_id", "Blond_Hair", "Male"), **more[1])
+        chosen = of_split(attributes.merge(partition, on="image_id", validate="1:1"), "partition", split, file)
         folder = root / "img_align_celeba"
         if (folder / "img_align_celeba").is_dir():  # as Kaggle's archive unpacks
             folder /= "img_align_celeba"
-        super().__init__([folder / row["image_id"] for row in chosen],
-                         [_bit(row, "Blond_Hair", "-1") for row in chosen],
-                         [_bit(row, "Male", "-1") for row in chosen], ("not blond", "blond"), ("female", "male"))
-        self._check_counts(self.PUBLISHED[split])
-        self._check_files(self.SOURCE)
+        blond, male = (read_values(chosen, column, {"-1": 0, "1": 1}, file) for column in ("Blond_Hair", "Male"))
+        super().__init__([folder / name for name in chosen["image_id"]], blond, ("not blond", "blond"),
+                         (self.PUBLISHED[split],), male, ("female", "male"))
 
 
-class ImageNet9(Grouped):
+class ImageNet9(Files):
     """ImageNet-9 and the test sets of the Background Challenge (Xiao et al. 2021): nine super-classes.
 
     Input: RGB photographs. Labels: the nine folders, in their order. There is no attribute; the group is the class.
     Images are ImageNet's, and so are the terms: non-commercial research and education.
 
-    Args:
-        root: the folder with `in9l/` (training) or with the variants of `bg_challenge/`.
-        variant: "train" or "val" of `in9l`, or a test set: see `VARIANTS`.
-
-    Raises:
-        FileNotFoundError: the folder is missing or has no images.
-        ValueError: an unknown variant, or not the nine classes.
+    root: the folder with `in9l/` (training) and the variants of `bg_challenge/`, the test sets.
     """
 
-    SOURCE = ("in9l.tar.gz (training) and backgrounds_challenge_data.tar.gz (tests) are linked from "
-              "github.com/MadryLab/backgrounds_challenge")
     VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t")
     PARTS = ("train", "val", *VARIANTS)
 
     def __init__(self, root: Path | str, variant: str = "train") -> None:
-        if variant not in self.PARTS:
-            raise ValueError(f"expected variant to be one of {self.PARTS}, got {variant!r}")
-        test = variant in self.VARIANTS
-        folder = Path(root) / ("bg_challenge" if test else "in9l") / variant / ("val" if test else "")
-        if not folder.is_dir():
-            raise FileNotFoundError(f"ImageNet9: {folder} is missing; {self.SOURCE}")
+        test, train = variant in self.VARIANTS, Path(root) / "in9l" / "train"
+        folder = Path(root) / "bg_challenge" / variant / "val" if test else train.with_name(variant)
         paths, labels, classes = class_files(folder)
-        train = Path(root) / "in9l" / "train"
-        if test and train.is_dir() and (expected := class_files(train)[2]) != classes:
-            raise ValueError(f"expected {folder} to have the classes of {train}, {', '.join(expected)}, got "
-                             f"{', '.join(classes)}")
-        if len(classes) != 9:
-            raise ValueError(f"expected {folder} to have the 9 classes of ImageNet-9, got {len(classes)}: "
-                             f"{', '.join(classes)}")
-        super().__init__(paths, labels, [0] * len(paths), tuple(name.split("_", 1)[-1] for name in classes),
-                         ("any background",))
-        if test and len(self) != 4_050:
-            warnings.warn(f"ImageNet9: {folder} has {len(self):,} images; published: 4,050. Results will not compare",
-                          stacklevel=2)
+        if len(classes) != 9 or (test and train.is_dir() and class_files(train)[2] != classes):
+            raise ValueError(f"expected {folder} to have the 9 classes of {train}, got {', '.join(classes)}")
+        super().__init__(paths, labels, tuple(name.split("_", 1)[-1] for name in classes),
+                         ((450,) * 9,) if test else (), [0] * len(paths), ("any background",))
 
 
-def _of_split(rows: Iterator[dict[str, str]], column: str, split: str, file: Path) -> list[dict[str, str]]:
-    """The rows of a split, which is written as a number from 0 on, or as a word.
-
-    Raises:
-        ValueError: an unknown split, a row with another value, or no row of this split.
-    """
-    if split not in SPLITS:
-        raise ValueError(f"expected split to be one of {SPLITS}, got {split!r}")
-    values = {**{text: name for i, name in enumerate(SPLITS) for text in (str(i), f"{i}.0", name)},
-              "training": "train", "valid": "val", "validation": "val", "testing": "test"}
-    found: dict[str, list[dict[str, str]]] = {name: [] for name in SPLITS}
-    for row in rows:
-        value = row[column].lower()
-        if value not in values:
-            raise ValueError(f"{row['line']}: expected {column} to be 0, 1, 2 or one of {SPLITS}, got {row[column]!r}")
-        found[values[value]].append(row)
-    if not found[split]:
-        raise ValueError(f"expected rows of the split {split} in {file}, got "
-                         + ", ".join(f"{len(those):,} of {name}" for name, those in found.items()))
-    return found[split]
-
-
-def csv_rows(path: Path, columns: tuple[str, ...], source: str) -> Iterator[dict[str, str]]:
-    """The rows of a CSV file that must have these columns; blank ones are passed over. "line" says where each is."""
+def read_table(path: Path, columns: tuple[str, ...], **options: object) -> pandas.DataFrame:
+    """Columns of a CSV file as text, blank rows left out; options: as of `pandas.read_csv`."""
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; {source}")
-    with path.open(newline="", encoding="utf-8-sig") as file:  # with a byte order mark, as Excel writes, or without
-        reader = csv.DictReader(file, skipinitialspace=True)
-        names = [name.strip() for name in reader.fieldnames or ()]
-        if missing := [column for column in columns if column not in names]:
-            raise ValueError(f"expected {path} to have the columns {', '.join(missing)}, got {', '.join(names)}")
-        reader.fieldnames = names
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if not any(value and value.strip() for value in row.values() if isinstance(value, str)):
-                continue
-            if None in row or None in row.values():
-                raise ValueError(f"{where}: expected {len(names)} values, got "
-                                 f"{len(names) + len(row.get(None, ())) - list(row.values()).count(None)}")
-            yield {name: value.strip() for name, value in row.items()} | {"line": where}
+        raise FileNotFoundError(f"{path} is missing")
+    options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "skipinitialspace": True, **options}
+    try:
+        table = pandas.read_csv(path, **options)
+        if not isinstance(table.index, pandas.RangeIndex):  # what precedes the columns that have names
+            table = table.reset_index(names=columns[0])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    table.columns = table.columns.str.strip()
+    if missing := [column for column in columns if column not in table]:
+        raise ValueError(f"expected {path} to have the columns {', '.join(missing)}, got {', '.join(table.columns)}")
+    table = table[list(columns)].apply(lambda column: column.str.strip())
+    return table[(table != "").any(axis=1)]
 
 
-def _columns(path: Path, columns: tuple[str, ...], source: str) -> Iterator[dict[str, str]]:
-    """The rows of one of CelebA's lists: blanks between values; a count, and names, in the first lines or none."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; {source}")
-    lines = [(number, line.split()) for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1)
-             if line.strip()]
-    names = columns
-    if lines and len(lines[0][1]) == 1 and lines[0][1][0].isdigit():
-        lines = lines[1:]
-    if lines and set(columns[1:]) <= set(lines[0][1]):  # the names of the attributes, with or without the image's
-        names, lines = ("image_id", *(name for name in lines[0][1] if name != "image_id")), lines[1:]
-    for number, values in lines:
-        if len(values) != len(names) or set(columns) - set(names):
-            raise ValueError(f"{path}, line {number}: expected a line with {', '.join(columns)}, got "
-                             f"{' '.join(values)[:60]!r}")
-        yield dict(zip(names, values, strict=True)) | {"line": f"{path}, line {number}"}
+def read_values(table: pandas.DataFrame, column: str, values: dict[str, object], file: Path) -> list:
+    """A column's values by what they are written as, such as {"0": 0, "1": 1}; ValueError names the first other one."""
+    found = table[column].str.lower().str.removesuffix(".0").map(values)
+    if found.isna().any():
+        row = table[found.isna()].iloc[0]
+        raise ValueError(f"{file}: expected {column} of {', '.join(values)}, got {row[column]!r} for {row.iloc[0]}")
+    return found.tolist()
 
 
-def _bit(row: dict[str, str], column: str, zero: str = "0") -> int:
-    value = row[column].removesuffix(".0")
-    if value not in (zero, "1"):
-        raise ValueError(f"{row['line']}: expected {column} to be {zero} or 1, got {row[column]!r}")
-    return int(value == "1")
+def of_split(table: pandas.DataFrame, column: str, split: str, file: Path) -> pandas.DataFrame:
+    """The rows of a split, which is written as a number from 0 on, or as a word; ValueError: there are none."""
+    found = pandas.Series(read_values(table, column, WRITTEN, file), table.index)
+    if not (found == split).any():
+        raise ValueError(f"expected rows of the split {split!r} in {file}, got those of {', '.join(found.unique())}")
+    return table[found == split]

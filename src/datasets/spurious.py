@@ -2,71 +2,63 @@
 
 import gzip
 import hashlib
-import socket
 import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ..files import write_whole
+from ..masks import Masks
 from ..seeding import generator
+from .images import Images
 
 SQUARE = 4  # pixels a side, in the top-left corner (paper)
 CLASSES = ("digits 0-4", "digits 5-9")
 GROUPS = ("0-4, no square", "0-4, square", "5-9, no square", "5-9, square")
 TEST_SETS = ("raw", "malicious")
 MIX_ORDERS = ("random", "digit")
-
-MD5 = {  # of the four unpacked IDX files of MNIST
+MD5 = {  # of MNIST's files, unpacked: the same, however they are gzipped
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-CONNECT_TIMEOUT_S = 20
 DIGITS_TRAIN = 1347  # of scikit-learn's 1,797; the other 450 are the test set
 DIGIT, FRAME = 20, 28  # pixels a side; MNIST's own proportions, so that the corner with the square is empty
 
 
-class SpuriousSquare(Dataset):
+class SpuriousSquare(Images):
     """Grey digits in two classes, some with a blue square in the top-left corner.
 
     Training: class 0 carries the square, class 1 does not, except for a share `class_mix_ratio` of each class
     ("conflicting"), where it is the other way round. Test sets: `raw` has no squares (the paper's "original"),
     `malicious` has them on class 1 only (the paper's "biased").
 
-    Attributes, all of length N and in the order of the source:
-        images: (N, 3, 28, 28) uint8.  labels: (N,) int64 in {0, 1}.  digits: (N,) int64 in 0..9.
-        squares: (N,) bool.  groups: (N,) int64 = 2 * label + square, named by `GROUPS`.
-
-    `dataset[i]` is (image, label, group), the image as float32 in [0, 1].
+    Beside what `Images` have, in the order of the source: digits: (N,) int64 in 0..9.  squares: (N,) bool. Groups are
+    2 * label + square, `known` the pixels of squares. `data[i]` is (image, label, group), a float32 image in [0, 1].
     """
 
     def __init__(self, grey: Tensor, digits: Tensor, train: bool, test_set: str | None, class_mix_ratio: float,
                  mix_order: str, seed: int) -> None:
+        valid = (None,) if train else TEST_SETS
+        if test_set not in valid or mix_order not in MIX_ORDERS or not 0 <= class_mix_ratio <= 1:
+            raise ValueError(f"expected, with {train=}, test_set of {valid}, mix_order of {MIX_ORDERS} and ratio in "
+                             f"[0, 1], got {test_set!r}, {mix_order!r} and {class_mix_ratio}")
         self.digits = digits.long()
-        self.labels = (self.digits >= 5).long()
+        labels = (self.digits >= 5).long()
         if train:
-            wrong_side = conflicting(self.digits, class_mix_ratio, mix_order, seed)
-            self.squares = (self.labels == 0) ^ wrong_side
-        elif test_set == "raw":
-            self.squares = torch.zeros(len(digits), dtype=torch.bool)
+            self.squares = (labels == 0) ^ conflicting(self.digits, class_mix_ratio, mix_order, seed)
         else:
-            self.squares = self.labels == 1
-        self.groups = 2 * self.labels + self.squares
-        self.images = grey[:, None].repeat(1, 3, 1, 1)
-        blue = torch.tensor([0, 0, 255], dtype=torch.uint8).view(3, 1, 1)
-        self.images[self.squares, :, :SQUARE, :SQUARE] = blue
-
-    def __len__(self) -> int:
-        return len(self.labels)
+            self.squares = (labels == 1) & (test_set == "malicious")
+        known = torch.zeros(grey.shape, dtype=torch.bool)
+        known[self.squares, :SQUARE, :SQUARE] = True
+        images = grey[:, None].repeat(1, 3, 1, 1)
+        images[self.squares, :, :SQUARE, :SQUARE] = torch.tensor([0, 0, 255], dtype=torch.uint8).view(3, 1, 1)  # blue
+        super().__init__(images, labels, CLASSES, 2 * labels + self.squares, GROUPS, Masks.of(known))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         return self.images[index] / 255, self.labels[index], self.groups[index]
@@ -97,18 +89,6 @@ def conflicting(digits: Tensor, class_mix_ratio: float, mix_order: str, seed: in
     return chosen
 
 
-def check_arguments(train: bool, test_set: str | None, class_mix_ratio: float, mix_order: str) -> None:
-    """Raise ValueError, naming what is valid, before anything is read or downloaded."""
-    if train and test_set is not None:
-        raise ValueError(f"expected test_set=None with train=True (test sets go with train=False), got {test_set!r}")
-    if not train and test_set not in TEST_SETS:
-        raise ValueError(f"expected test_set to be one of {TEST_SETS} with train=False, got {test_set!r}")
-    if mix_order not in MIX_ORDERS:
-        raise ValueError(f"expected mix_order to be one of {MIX_ORDERS}, got {mix_order!r}")
-    if not 0 <= class_mix_ratio <= 1:
-        raise ValueError(f"expected class_mix_ratio to be in [0, 1], got {class_mix_ratio!r}")
-
-
 class DataUnavailable(RuntimeError):
     """A data set is neither on disk, whole and undamaged, nor can it be downloaded; the message says what to do."""
 
@@ -120,26 +100,21 @@ class SpuriousMNIST(SpuriousSquare):
     60,000 images to train, 10,000 to test. Digits: LeCun, Cortes, Burges, MNIST (CC BY-SA 3.0), through torchvision.
 
     Args:
-        root: the folder that holds, or will hold, `MNIST/raw/`.
-        train: the training set, or else a test set.
-        test_set: with train=False, "raw" (no squares; the paper's "original") or "malicious" (squares on class 1 only;
-            the paper's "biased").
+        root: the folder that holds, or will hold, `MNIST/raw/`; `download`: fetch what is missing there.
+        train, test_set: the training set, or with train=False a test set, "raw" or "malicious".
         class_mix_ratio: share of the training images of each class whose square is on the wrong side, in [0, 1].
-        mix_order: which images those are: "random", or "digit" as in the official code. See `conflicting`.
-        seed: draws them; the same arguments give the same tensors, always.
-        download: fetch MNIST where it is neither unpacked nor gzipped under the root.
+        mix_order, seed: which images those are: see `conflicting`. The same arguments give the same tensors, always.
 
     Raises:
-        ValueError: an argument is outside what is valid.
-        DataUnavailable: MNIST is missing and cannot be downloaded, or a file of it is damaged.
+        ValueError, DataUnavailable: an argument is not valid; MNIST is missing or damaged and cannot be downloaded.
     """
 
     def __init__(self, root: str | Path, train: bool, test_set: str | None = None, class_mix_ratio: float = 0.01,
                  mix_order: str = "random", seed: int = 0, download: bool = True) -> None:
-        check_arguments(train, test_set, class_mix_ratio, mix_order)
-        ensure_mnist(Path(root), download)
-        mnist = torchvision.datasets.MNIST(root, train=train)
-        super().__init__(mnist.data, mnist.targets, train, test_set, class_mix_ratio, mix_order, seed)
+        files, part = ensure_mnist(Path(root), download), "train" if train else "t10k"
+        grey = torch.frombuffer(files[f"{part}-images-idx3-ubyte"], dtype=torch.uint8, offset=16)  # behind four sizes
+        digits = torch.frombuffer(files[f"{part}-labels-idx1-ubyte"], dtype=torch.uint8, offset=8)
+        super().__init__(grey.view(-1, FRAME, FRAME), digits, train, test_set, class_mix_ratio, mix_order, seed)
 
 
 class SpuriousDigits(SpuriousSquare):
@@ -147,14 +122,10 @@ class SpuriousDigits(SpuriousSquare):
 
     Input: (3, 28, 28) float in [0, 1]: the digit scaled to 20x20 inside 28x28. Labels, groups, test sets and arguments
     are those of `SpuriousMNIST`, without the root. 1,347 images to train, 450 to test, split once for every seed.
-
-    Raises:
-        ValueError: an argument is outside what is valid.
     """
 
     def __init__(self, train: bool, test_set: str | None = None, class_mix_ratio: float = 0.01,
                  mix_order: str = "random", seed: int = 0) -> None:
-        check_arguments(train, test_set, class_mix_ratio, mix_order)
         from sklearn.datasets import load_digits  # here, so that training on MNIST needs no scikit-learn
 
         source = load_digits()
@@ -167,55 +138,27 @@ class SpuriousDigits(SpuriousSquare):
                          mix_order, seed)
 
 
-def ensure_mnist(root: Path, download: bool = True) -> None:
-    """See that the four files of MNIST are under root, unpacked and whole; unpack or fetch those that are missing.
+def ensure_mnist(root: Path, download: bool = True) -> dict[str, bytearray]:
+    """Return MNIST's four files, unpacked, from the `.gz` in `root/MNIST/raw/`; fetch those that are missing.
 
-    Each comes from its `.gz` beside it, as this repository ships them, else from torchvision's mirrors.
+    Raises:
+        DataUnavailable: one is missing and cannot be downloaded, or is damaged; it is left as it is.
     """
-    raw = root / "MNIST" / "raw"
-    if missing := [name for name in MD5 if not (raw / name).is_file()]:
-        how = f"put the four files ({', '.join(MD5)}), unpacked or gzipped, into {raw}, or run again with a network"
-        if folders := [name for name in missing if (raw / name).is_dir()]:
-            raise DataUnavailable(f"expected {raw / folders[0]} to be a file, got a folder, as some archives of MNIST "
-                                  f"unpack; move it away, and {how}")
+    raw, files = root / "MNIST" / "raw", {}
+    for name, md5 in MD5.items():
+        file = raw / f"{name}.gz"
         try:
-            if all((raw / f"{name}.gz").is_file() for name in missing):
-                _unpack(raw, raw, missing)
-            elif not download:
-                raise OSError("download=False")
-            else:
-                root.mkdir(parents=True, exist_ok=True)
-                with connect_timeout(), tempfile.TemporaryDirectory(dir=root, prefix="mnist-download-") as folder:
+            if download and not file.exists():
+                with tempfile.TemporaryDirectory() as folder:
                     torchvision.datasets.MNIST(folder, download=True)
-                    _unpack(Path(folder) / "MNIST" / "raw", raw, missing)
-        except (OSError, RuntimeError) as error:
+                    for path in Path(folder).rglob("*.gz"):
+                        if not (raw / path.name).exists():
+                            write_whole(raw / path.name, path.read_bytes())
+            files[name] = bytearray(gzip.decompress(file.read_bytes()))
+            if hashlib.md5(files[name]).hexdigest() != md5:
+                raise OSError(f"its content's md5 is not {md5}")
+        except (OSError, EOFError, RuntimeError, zlib.error) as error:
             reason = str(error).split("\n")[0].rstrip(":")
-            raise DataUnavailable(f"MNIST is not in {raw} (missing: {', '.join(missing)}) and could not be unpacked or "
-                                  f"downloaded ({reason}); {how}") from error
-    for name in MD5:
-        if hashlib.md5((raw / name).read_bytes()).hexdigest() != MD5[name]:
-            raise DataUnavailable(f"{raw / name} is damaged or incomplete (its md5 is not {MD5[name]}); delete it and "
-                                  "run again")
-
-
-def _unpack(source: Path, raw: Path, names: list[str]) -> None:
-    """Unpack files of a folder; each is whole or not there."""
-    for name in names:
-        try:
-            content = gzip.decompress((source / f"{name}.gz").read_bytes())
-        except (gzip.BadGzipFile, EOFError, zlib.error):
-            content = b""
-        if hashlib.md5(content).hexdigest() != MD5[name]:
-            raise OSError(f"{name}.gz is damaged: its content has another md5; replace or delete it")
-        write_whole(raw / name, content)
-
-
-@contextmanager
-def connect_timeout() -> Iterator[None]:
-    """Let a download give up on a host that does not answer; urllib has no limit of its own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+            raise DataUnavailable(f"{file} is missing or damaged ({reason}); put MNIST's four files into {raw}, or "
+                                  "delete what is damaged and run again with a network") from error
+    return files
