@@ -99,7 +99,8 @@ def run_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_
         for step, (batch, weight) in enumerate(parallel.deal(batches)):
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
-            inputs = pixels(images[batch].to(device), None if masks is None else masks[batch].to(device))
+            chosen = images.index_select(0, batch)  # several times faster than images[batch] in host memory
+            inputs = pixels(chosen.to(device), None if masks is None else masks[batch].to(device))
             targets = labels[batch].to(device)
             if augmentation:
                 inputs = augmentation(inputs) if drawn is None else augmentation(inputs, drawn[batch].to(device))

@@ -48,6 +48,10 @@ def test_a_study_is_measured_once_row_by_row(tmp_path):
     assert rows["y"].tolist() == [1 / 3, 2 / 3, 1.0]  # bit for bit, through text
     assert rows["made_with"].str.contains("torch").all()
     assert same_rows(measured(path, conditions[1:2], None), rows[1:2])
+    for damage in ("", "<<<<<<< HEAD\n" + path.read_text(), path.read_text()[:-40]):
+        path.write_text(damage)
+        with pytest.raises(ValueError, match=r"study.csv is no table of results"):
+            saved(path)
 
 
 @pytest.fixture(scope="module")

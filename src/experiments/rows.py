@@ -41,7 +41,15 @@ def saved(path: Path) -> pandas.DataFrame:
     """The rows of a file; none where there is no file."""
     if not path.exists():
         return pandas.DataFrame()
-    return pandas.read_csv(path, dtype={"erm": str})
+    try:
+        rows = pandas.read_csv(path, dtype={"erm": str})
+        damaged = rows["made_with"].isna().any()
+    except (ValueError, KeyError):  # pandas' own errors are ValueErrors
+        damaged = True
+    if damaged:
+        raise ValueError(f"{path} is no table of results: empty, cut short, or with the marks of a merge; restore it "
+                         "with git, or move it away to measure its rows again")
+    return rows
 
 
 def matching(rows: pandas.DataFrame, conditions: list[Row]) -> pandas.DataFrame:
