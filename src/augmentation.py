@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.functional import rgb_to_grayscale
 
 from .checks import check_fields
 from .seeding import generator
 
 ATTEMPTS = 10  # to find a crop that fits; torchvision's
-GREY = (0.2989, 0.587, 0.114)  # weights of R, G, B; torchvision's
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,7 @@ class Augmentation:
     """What may happen to an image: as torchvision's RandomResizedCrop, or RandomAffine, with flips and ColorJitter.
 
     `draw` decides for a whole epoch, and calling it does so to a batch, on its device. Both are pure: what becomes of
-    image i depends on (seed, epoch, i) alone, so an interrupted epoch goes on as if it had not been.
-
-    Raises:
-        ValueError: a field is not valid.
+    image i depends on (seed, epoch, i) alone. ValueError: a field is not valid.
     """
 
     side: int | None = 224  # pixels, of the square that the model sees; None: no crop, a turn and a shift
@@ -38,93 +35,79 @@ class Augmentation:
             self, ("side", self.side is None or (self.side >= 1 and self.side % 1 == 0), "a whole number of pixels"),
             ("scale", 0 < self.scale[0] <= self.scale[1] <= 1, "(smallest, largest) share of the area, in (0, 1]"),
             ("ratio", 0 < self.ratio[0] <= self.ratio[1] < math.inf, "(smallest, largest), positive and finite"),
-            ("flip", 0 <= self.flip <= 1, "a probability, in [0, 1]"),
-            ("jitter", 0 <= self.jitter < 1, "in [0, 1)"),
+            ("flip", 0 <= self.flip <= 1, "a probability, in [0, 1]"), ("jitter", 0 <= self.jitter < 1, "in [0, 1)"),
             ("degrees", 0 <= self.degrees <= (180 if self.side is None else 0), "in [0, 180], and 0 with a crop"),
             ("shift", 0 <= self.shift < (math.inf if self.side is None else 1e-9), "at least 0, and 0 with a crop"))
 
     def draw(self, n: int, height: int, width: int, seed: int, epoch: int) -> Tensor:
         """Return what happens to each of n images of height x width pixels in an epoch: (n, 9) float64, on the CPU.
 
-        The columns: the crop's left, top, width and height, whole pixels; the angle in radians, clockwise; 1 where the
+        The columns: left, top, width and height of the view, whole pixels; the angle in radians, clockwise; 1 where the
         image is flipped, else 0; the factors of brightness, contrast and saturation. Row i is the same whatever n is. A
         crop is the first of ten attempts that fits into the image, else the largest central one of an allowed ratio.
         """
         # in float64, so that another exp, of another machine or of the last few rows, does not round to other pixels
         columns = 4 if self.side is None else 2 * ATTEMPTS + 6
         uniform = torch.rand(n, columns, generator=generator(seed, "augmentation", epoch), dtype=torch.float64)
+        image = torch.tensor([width, height], dtype=torch.float64)
         if self.side is None:
-            angle = _between(uniform[:, :1], -math.radians(self.degrees), math.radians(self.degrees)).float().double()
+            angle = _between(uniform[:, :1], -math.radians(self.degrees), math.radians(self.degrees)).float()
             corner = -_between(uniform[:, 1:3], -self.shift, self.shift).round()
-            whole = torch.tensor([width, height], dtype=torch.float64).expand(n, 2)
-            return torch.cat([corner, whole, angle, uniform[:, 3:] < self.flip, torch.ones(n, 3)], 1)
-        area, aspect, corner, flip, colour = uniform.split((ATTEMPTS, ATTEMPTS, 2, 1, 3), dim=1)
+            return torch.cat([corner, image.expand(n, 2), angle, uniform[:, 3:] < self.flip, torch.ones(n, 3)], 1)
+        area, aspect, place, flip, colour = uniform.split((ATTEMPTS, ATTEMPTS, 2, 1, 3), dim=1)
         area = height * width * _between(area, *self.scale)
         aspect = _between(aspect, *map(math.log, self.ratio)).exp()
         sizes = torch.stack([(area * aspect).sqrt().round(), (area / aspect).sqrt().round()], 2)  # (n, attempts, 2)
-        image = sizes.new_tensor([width, height])
-        fallback = sizes.new_tensor([min(width, max(1, round(height * self.ratio[1]))),
-                                     min(height, max(1, round(width / self.ratio[0])))])
         fits = ((sizes >= 1) & (sizes <= image)).all(2)
-        first = fits.int().argmax(1)  # of several maxima it is the first
         found = fits.any(1, keepdim=True)
-        size = torch.where(found, sizes[torch.arange(n), first], fallback)
-        corner = torch.where(found, corner * (image - size + 1), (image - size) / 2).floor()
+        first = fits.int().argmax(1)  # of several maxima it is the first
+        central = image.new_tensor([min(width, max(1, round(height * self.ratio[1]))),
+                                    min(height, max(1, round(width / self.ratio[0])))])
+        size = torch.where(found, sizes[torch.arange(n), first], central)
+        corner = torch.where(found, place * (image - size + 1), (image - size) / 2).floor()
         factors = _between(colour, 1 - self.jitter, 1 + self.jitter).float()
         return torch.cat([corner, size, torch.zeros(n, 1), flip < self.flip, factors], 1)
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Return the images as drawn: (B, 3, H, W) float in [0, 1] -> (B, 3, side, side), likewise, or of the same size.
+        """Return the images as drawn: (B, 3, H, W) float in [0, 1] -> (B, 3, side, side), or of the same size.
 
-        drawn: (B, 9), the rows of `draw` for these images, on their device. A crop is resized bilinearly between its
-        own pixels, without antialiasing, which changes nothing where it is enlarged. A turn moves pixels without
-        interpolation; those from outside are black. Colours change in a fixed order: brightness, contrast, saturation.
-
-        Raises:
-            ValueError: `drawn` is not one row for each image.
+        drawn: (B, 9), the rows of `draw` for these images, on their device; ValueError: it is not. A crop is resized
+        bilinearly between its own pixels, without antialiasing, which changes nothing where it is enlarged. A turn
+        moves pixels without interpolation; those from outside are black. Colours change in a fixed order: brightness,
+        contrast, saturation.
         """
         if drawn.shape != (len(images), 9):
             raise ValueError(f"expected drawn to be {(len(images), 9)}, a row of draw() for each image, got "
                              f"{tuple(drawn.shape)}")
         height, width = images.shape[2:]
         left, top, across, down, angle, flipped = drawn[:, :6, None, None].double().unbind(1)  # (B, 1, 1) each
-        x = _along(left, across, self.side or width)[:, None, :]  # where the view looks, in pixels: (B, 1, side)
-        y = _along(top, down, self.side or height)[:, :, None]
+        columns, rows = (torch.arange(self.side or size, device=drawn.device) + 0.5 for size in (width, height))
+        x = left + columns.double() * across / len(columns) - 0.5  # (B, 1, side): where the view looks, in pixels
+        y = top + rows.double()[:, None] * down / len(rows) - 0.5  # (B, side, 1)
         if self.side is None:
             x, y = x - (width - 1) / 2, y - (height - 1) / 2
             x, y = angle.cos() * x + angle.sin() * y, angle.cos() * y - angle.sin() * x  # (B, H, W)
             x, y = (x + (width - 1) / 2).round(), (y + (height - 1) / 2).round()
             x = torch.where(flipped > 0, width - 1 - x, x)
-            mode, padding = "nearest", "zeros"
         else:
             x, y = x.clamp(left, left + across - 1), y.clamp(top, top + down - 1)
             x = torch.where(flipped > 0, x.flip(2), x)
-            mode, padding = "bilinear", "border"
         grid = torch.stack(torch.broadcast_tensors((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), 3)
+        mode, padding = ("nearest", "zeros") if self.side is None else ("bilinear", "border")
         views = F.grid_sample(images, grid.to(images.dtype), mode, padding, align_corners=False).clamp_(max=1)
         if images.is_contiguous(memory_format=torch.channels_last):
             views = views.contiguous(memory_format=torch.channels_last)
         return _recolour_(views, *drawn[:, 6:, None, None, None].to(images.dtype).unbind(1)) if self.jitter else views
 
 
-def _along(first: Tensor, length: Tensor, size: int) -> Tensor:
-    """Centres of `size` equal parts of a length of pixels: (B, 1, 1), (B, 1, 1) -> (B, size)."""
-    centres = torch.arange(size, device=first.device, dtype=first.dtype) + 0.5
-    return (first + centres * length / size - 0.5).flatten(1)
-
-
 def _between(uniform: Tensor, low: float, high: float) -> Tensor:
     return low + uniform * (high - low)
-
-
-def _grey(images: Tensor) -> Tensor:
-    return sum(weight * channel for weight, channel in zip(GREY, images.split(1, dim=1), strict=True))
 
 
 def _recolour_(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
     """Change the colours in place, image by image: factors (B, 1, 1, 1), of which 1 changes nothing."""
     images.mul_(brightness).clamp_(0, 1)
-    mean = _grey(images).mean((1, 2, 3), keepdim=True, dtype=torch.float64)  # the same bits in any order of the sum
+    mean = rgb_to_grayscale(images).mean((1, 2, 3), keepdim=True, dtype=torch.float64)  # the same bits in any order
     images.mul_(contrast).add_((1 - contrast) * mean.to(images.dtype)).clamp_(0, 1)
-    grey = _grey(images)
+    grey = rgb_to_grayscale(images)
     return images.mul_(saturation).add_((1 - saturation) * grey).clamp_(0, 1)
