@@ -8,117 +8,80 @@ import torch
 from PIL import Image
 
 from src.datasets import CelebA, ImageNet9, View, Waterbirds, load, missing, open_files
-from src.metrics import adjusted_average
 from tests.conftest import REPOSITORY
-from tests.miniature import write_csv
+from tests.miniature import make_celeba, make_imagenet9, make_waterbirds
 
 FIXED = REPOSITORY.parent / "shared" / "waterbirds" / "waterbirds_fixed.csv.zip"
-ROWS = [  # img_filename, y, split, place
-    ("001.A/one.jpg", 0, 0, 0), ("001.A/two.jpg", 0, 0, 1), ("002.B/three.jpg", 1, 0, 1), ("002.B/four.jpg", 1, 1, 0),
-    ("002.B/five.jpg", 1, 2, 1)]
-FACES = [("000001.jpg", -1, 1, 0), ("000002.jpg", 1, -1, 0), ("000003.jpg", 1, 1, 1)]  # image, blond, male, partition
+METADATA = "img_id,img_filename,y,split,place\n1,a/1.jpg,0,0,0\n2,b/2.jpg,1,0,1\n3,a/3.jpg,1,1,1\n"
+FEW = {"train": (1, 1, 0, 1), "val": (0, 0, 1, 0), "test": (0, 0, 0, 1)}
+pytestmark = pytest.mark.filterwarnings("ignore:.*Results will not compare")
 
 
-def picture(path: Path, mode: str = "RGB") -> None:
+def picture(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, (90, 70), 60 if mode == "L" else None).save(path)
+    Image.new("RGB", (90, 70)).save(path)
 
 
 @pytest.fixture
-def waterbirds(tmp_path):
-    for name, *_ in ROWS:
-        picture(tmp_path / name)
-    write_csv(tmp_path / "metadata.csv", [("img_id", "img_filename", "y", "split", "place", "place_filename"),
-                                          *((i, *row, "/o/ocean/0.jpg") for i, row in enumerate(ROWS))])
-    return tmp_path
+def birds(tmp_path):
+    """A folder in the layout of Waterbirds."""
+    for name in ("a/1.jpg", "b/2.jpg", "a/3.jpg"):
+        picture(tmp_path / "birds" / name)
+    (tmp_path / "birds" / "metadata.csv").write_text(METADATA)
+    return tmp_path / "birds"
 
 
-@pytest.mark.filterwarnings("ignore:Waterbirds")
-def test_waterbirds(waterbirds):
-    train = Waterbirds(waterbirds)
-    assert train.labels.tolist() == [0, 0, 1]
-    assert train.attributes.tolist() == [0, 1, 1]
-    assert train.groups.tolist() == [0, 1, 3]
-    assert train.group_names == ("landbird, land", "landbird, water", "waterbird, land", "waterbird, water")
-    assert train.counts() == [1, 1, 0, 1]
-    images = train.load(View(32, 32, resize=40), waterbirds / "cache" / "train")
-    assert images.images.shape == (3, 3, 32, 32)
-    assert torch.equal(images.groups, train.groups)
-    assert len(Waterbirds(waterbirds, "val")) == len(Waterbirds(waterbirds, "test")) == 1
+def test_waterbirds(tmp_path, recwarn):
+    make_waterbirds(tmp_path, FEW)
+    files = open_files("Waterbirds", root=tmp_path)
+    assert "[1, 1, 0, 1] images" in str(recwarn.list[0].message)
+    assert "published: [3498, 184, 56, 1057] or [3550," in str(recwarn.list[0].message)
+    assert (files.labels.tolist(), files.groups.tolist(), files.counts()) == ([0, 0, 1], [0, 1, 3], [1, 1, 0, 1])
+    data = load("Waterbirds", root=tmp_path, view=View(32, 32, resize=40))
+    assert (data.images.shape, data.known) == ((3, 3, 32, 32), None)
+    assert torch.equal(data.groups, files.groups)
+    assert data.group_names == ("landbird, land", "landbird, water", "waterbird, land", "waterbird, water")
+    assert len(open_files("Waterbirds", "val", tmp_path)) == len(open_files("Waterbirds", "test", tmp_path)) == 1
 
 
-def test_waterbirds_with_other_counts_says_so(waterbirds):
-    with pytest.warns(UserWarning, match=r"have \[1, 1, 0, 1\] images; published: \[3498, 184, 56, 1057\] or \[3550,"):
-        Waterbirds(waterbirds)
+def test_a_set_of_ones_own_with_known_pixels(birds, recwarn):
+    birds.rename(birds.with_name("waterbirds_rebuilt"))
+    root, own = birds.parent, birds.with_name("waterbirds_rebuilt")
+    assert load("Waterbirds, rebuilt", root=root, view=View(16, 16)).known is None
+    for i, name in enumerate(("a/1.png", "b/2.png")):
+        (own / "masks" / name).parent.mkdir(parents=True)
+        mask = Image.new("1", (16, 16))
+        mask.paste(1, (0, 0, 4 + i, 16))
+        mask.save(own / "masks" / name)
+    known = load("Waterbirds, rebuilt", root=root, view=View(16, 16)).known[:]
+    assert torch.equal(known, torch.arange(16)[None, None] < torch.tensor([4, 5])[:, None, None].expand(2, 16, 1))
+    assert load("Waterbirds, rebuilt", "val", root=root, view=View(16, 16)).known is None
+    assert not recwarn.list  # its groups have no published sizes
+    assert "waterbirds_rebuilt/metadata.csv is missing" in missing("Waterbirds, rebuilt", root / "elsewhere")
 
 
-@pytest.mark.filterwarnings("ignore:Waterbirds")
-def test_waterbirds_with_something_missing(waterbirds):
-    with pytest.raises(ValueError, match=r"expected split to be one of \('train', 'val', 'test'\), got 'dev'"):
-        Waterbirds(waterbirds, "dev")
-    with pytest.raises(FileNotFoundError, match=r"elsewhere/metadata.csv is missing; from nlp.stanford.edu"):
-        Waterbirds(waterbirds / "elsewhere")
-    (waterbirds / ROWS[1][0]).write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"two\.jpg is not a readable image"):
-        Waterbirds(waterbirds).load(View(32, 32), waterbirds / "cache" / "train")
-    (waterbirds / ROWS[1][0]).unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 images are missing, such as .*two\.jpg; from nlp.*0\.5 GB"):
-        Waterbirds(waterbirds)
-    write_csv(waterbirds / "metadata.csv", [("img_filename", "y", "split"), ("a.jpg", 0, 0)])
-    with pytest.raises(ValueError, match="to have the columns place, got img_filename, y, split"):
-        Waterbirds(waterbirds)
-    write_csv(waterbirds / "metadata.csv", [("img_filename", "y", "split", "place"), ("a.jpg", 2, 0, 0)])
-    with pytest.raises(ValueError, match=r"metadata.csv, line 2: expected y to be 0 or 1, got '2'"):
-        Waterbirds(waterbirds)
-
-
-def test_a_set_of_ones_own_in_the_layout_of_waterbirds(waterbirds, tmp_path_factory, recwarn):
-    root = tmp_path_factory.mktemp("data")
-    (root / "waterbirds_rebuilt").symlink_to(waterbirds)
-    assert open_files("Waterbirds, rebuilt", root=root).groups.tolist() == [0, 1, 3]
-    assert load("Waterbirds, rebuilt", "val", root=root, view=View(16, 16)).images.shape == (1, 3, 16, 16)
-    assert not recwarn  # its groups have no published sizes
-    assert "waterbirds_rebuilt" in missing("Waterbirds, rebuilt", root / "elsewhere")
-
-
-METADATA = "img_id,img_filename,y,split,place\n1,a.jpg,0,0,0\n2,b.jpg,1,0,1\n3,a.jpg,1,1,1\n"
-
-
-@pytest.mark.filterwarnings("ignore:Waterbirds")
 @pytest.mark.parametrize("change", [
     lambda text: text, lambda text: "\ufeff" + text, lambda text: text + "\n", lambda text: text + " , , , , \n",
     lambda text: text.replace("\n", "\r\n"), lambda text: text.replace(",0,0,0", ",0.0,train,0.0"),
-    lambda text: text.replace(",1,0,1", ", 1, 0, 1"), lambda text: text.replace("1,1,1", "1,valid,1")])
-def test_metadata_as_they_come_from_other_tools(change, tmp_path):
-    (tmp_path / "metadata.csv").write_text(change(METADATA), encoding="utf-8", newline="")
-    for name in ("a.jpg", "b.jpg"):
-        picture(tmp_path / name)
-    assert [Waterbirds(tmp_path, split).groups.tolist() for split in ("train", "val")] == [[0, 3], [3]]
+    lambda text: text.replace(",1,0,1", ", 1, 0, 1"), lambda text: text.replace("1,1,1", "1,VAL,1 "),
+    lambda text: text.replace("a/", "a\\"), lambda text: text.replace("y,", " y ,")])
+def test_metadata_as_they_come_from_other_tools(change, birds):
+    (birds / "metadata.csv").write_text(change(METADATA), encoding="utf-8", newline="")
+    assert [Waterbirds(birds, split).groups.tolist() for split in ("train", "val")] == [[0, 3], [3]]
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("3,a.jpg,1,1,1", "3,a.jpg,1,0,1", r"rows of the split val in .*, got 3 of train, 0 of val, 0 of test"),
-    ("2,b.jpg,1,0,1", "2,b.jpg,1,3,1", r"line 3: expected split to be 0, 1, 2 or one of .*, got '3'"),
-    ("3,a.jpg,1,1,1", "3,a.jpg,1,1", r"line 4: expected 5 values, got 4"),
-    ("3,a.jpg,1,1,1", "3,a.jpg,bird,1,1", r"line 4: expected y to be 0 or 1, got 'bird'")])
-def test_metadata_that_say_nothing_clear_are_named(old, new, message, tmp_path):
-    (tmp_path / "metadata.csv").write_text(METADATA.replace(old, new))
-    with pytest.raises(ValueError, match=message):
-        Waterbirds(tmp_path, "val")
-
-
-@pytest.mark.filterwarnings("ignore:CelebA")
-@pytest.mark.parametrize(("kind", "attributes", "partition"), [
-    ("csv", "image_id,Blond_Hair,Male\n1.jpg,-1,1\n", "image_id,partition\n1.jpg,train\n"),
-    ("csv", "\ufeffimage_id,Blond_Hair,Male\n1.jpg,-1,1\n", "\ufeffimage_id,partition\n1.jpg,0\n"),
-    ("txt", "\ufeff1\nBlond_Hair Male\n1.jpg -1 1\n", "1.jpg 0\n"),
-    ("txt", "1\nBlond_Hair Male\n1.jpg -1 1\n\n", "1.jpg 0\n\n"), ("txt", "Blond_Hair Male\n1.jpg -1 1\n", "1.jpg 0\n"),
-    ("txt", "image_id Blond_Hair Male\n1.jpg -1 1\n", "1.jpg 0\n")])
-def test_lists_of_celeba_as_they_are_met(kind, attributes, partition, tmp_path):
-    (tmp_path / f"list_attr_celeba.{kind}").write_text(attributes, encoding="utf-8")
-    (tmp_path / f"list_eval_partition.{kind}").write_text(partition, encoding="utf-8")
-    picture(tmp_path / "img_align_celeba" / "1.jpg")
-    assert CelebA(tmp_path).groups.tolist() == [1]
+@pytest.mark.parametrize(("old", "new", "error", "word"), [
+    ("3,a/3.jpg,1,1,1", "3,a/3.jpg,1,0,1", ValueError, r"rows of the split 'val' in .*metadata\.csv"),
+    ("2,b/2.jpg,1,0,1", "2,b/2.jpg,1,3,1", ValueError, r"expected split of 0, train, .*, got '3' for b/2\.jpg"),
+    ("3,a/3.jpg,1,1,1", "3,a/3.jpg,1,1", ValueError, r"expected place of 0, 1, got '' for a/3\.jpg"),
+    ("3,a/3.jpg,1,1,1", "3,a/3.jpg,bird,1,1", ValueError, "got 'bird'"), ("y,s", "why,s", ValueError, "columns y, "),
+    ("3,a/3.jpg,1,1,1", "3,a/3.jpg,2,1,1", ValueError, "got '2' for"), (METADATA, "", ValueError, "metadata.csv: "),
+    ("3,a/3.jpg,1,1,1", "3,a/3.jpg,1,1,1,9", ValueError, "metadata.csv: .*line 4"),
+    ("a/3.jpg", "a/4.jpg", FileNotFoundError, r"1 of 1 images are missing, such as .*4\.jpg")])
+def test_metadata_that_say_nothing_clear_are_named(old, new, error, word, birds):
+    (birds / "metadata.csv").write_text(METADATA.replace(old, new))
+    with pytest.raises(error, match=word):
+        Waterbirds(birds, "val")
 
 
 def test_the_corrected_metadata_of_waterbirds(tmp_path, monkeypatch, recwarn):
@@ -128,67 +91,56 @@ def test_the_corrected_metadata_of_waterbirds(tmp_path, monkeypatch, recwarn):
         name, = archive.namelist()
         archive.extract(name, tmp_path)
     monkeypatch.setattr(Path, "exists", lambda path: path.suffix == ".jpg" or path.is_file())  # no photographs here
-    counts = {split: Waterbirds(tmp_path, split, tmp_path / name).counts() for split in ("train", "val", "test")}
+    counts = {split: Waterbirds(tmp_path, split, name).counts() for split in ("train", "val", "test")}
     assert counts == {"train": [3550, 187, 52, 961], "val": [470, 472, 122, 124], "test": [2255, 2264, 581, 583]}
     assert not recwarn.list
 
 
-@pytest.mark.filterwarnings("ignore:CelebA")
-@pytest.mark.parametrize("layout", ["official", "kaggle"])
-def test_celeba(layout, tmp_path):
-    folder = tmp_path / "img_align_celeba" / ("img_align_celeba" if layout == "kaggle" else "")
-    for name, *_ in FACES:
-        picture(folder / name)
-    if layout == "kaggle":
-        write_csv(tmp_path / "list_attr_celeba.csv", [("image_id", "Bald", "Blond_Hair", "Male"),
-                                                      *((name, -1, blond, male) for name, blond, male, _ in FACES)])
-        write_csv(tmp_path / "list_eval_partition.csv", [("image_id", "partition"),
-                                                         *((name, part) for name, _, _, part in FACES)])
+@pytest.mark.parametrize("kaggle", [False, True])
+def test_celeba(kaggle, tmp_path):
+    make_celeba(tmp_path, FEW, kaggle)
+    train = open_files("CelebA", root=tmp_path)
+    assert [path.name for path in train.paths] == ["000001.jpg", "000002.jpg", "000003.jpg"]
+    assert (train.labels.tolist(), train.groups.tolist()) == ([0, 0, 1], [0, 1, 3])
+    assert load("CelebA", "val", root=tmp_path, view=View(16, 16)).images.shape == (1, 3, 16, 16)
+    train.paths[0].unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 images are missing.*mmlab"):
+        open_files("CelebA", root=tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "attributes", "partition", "word"), [
+    ("csv", "\ufeffimage_id,Bald,Blond_Hair,Male\n1.jpg,1,-1,1\n", "\ufeffimage_id,partition\n1.jpg,train\n", None),
+    ("txt", "\ufeff1\nBald Blond_Hair Male \n1.jpg  1 -1  1\n\n", "1.jpg 0\n\n", None),
+    ("txt", "1\nBald Blond_Hair Male\n1.jpg 1 -1 1\n", "1.jpg", "expected partition .* got '' for 1.jpg"),
+    ("txt", "1\nBald Blond_Hair Male\n1.jpg 1 -1\n", "1.jpg 0", "columns image_id, got Bald"),
+    ("txt", "1\nBald Blond_Hair\n1.jpg 1 -1\n", "1.jpg 0", "columns Male"),
+    ("txt", "Bald Blond_Hair Male\n1.jpg 1 -1 1\n", "1.jpg 0", "columns image_id, Blond_Hair"),
+    ("csv", "image_id,Blond_Hair,Male\n1.jpg,-1,1\n1.jpg,1,1\n", "image_id,partition\n1.jpg,0\n", "one-to-one")])
+def test_lists_of_celeba_as_they_are_met(kind, attributes, partition, word, tmp_path):
+    (tmp_path / f"list_attr_celeba.{kind}").write_text(attributes, encoding="utf-8")
+    (tmp_path / f"list_eval_partition.{kind}").write_text(partition, encoding="utf-8")
+    picture(tmp_path / "img_align_celeba" / "1.jpg")
+    if word is None:
+        assert CelebA(tmp_path).groups.tolist() == [1]
     else:
-        lines = [f"{name} {-1:2d} {blond:2d} {male:2d}" for name, blond, male, _ in FACES]
-        (tmp_path / "list_attr_celeba.txt").write_text("\n".join(["3", "Bald Blond_Hair Male ", *lines]))
-        (tmp_path / "list_eval_partition.txt").write_text("\n".join(f"{name} {part}" for name, _, _, part in FACES))
-    train = CelebA(tmp_path)
-    assert [path.name for path in train.paths] == ["000001.jpg", "000002.jpg"]
-    assert train.labels.tolist() == [0, 1]
-    assert train.attributes.tolist() == [1, 0]
-    assert train.groups.tolist() == [1, 2]
-    assert CelebA(tmp_path, "val").load(View(16, 16), tmp_path / "cache").images.shape == (1, 3, 16, 16)
-    (folder / "000001.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"CelebA: 1 of 2 images are missing"):
-        CelebA(tmp_path)
-
-
-def test_celeba_that_is_missing_or_cut_short(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"list_eval_partition.txt is missing; from mmlab"):
-        CelebA(tmp_path)
-    (tmp_path / "list_eval_partition.txt").write_text("000001.jpg 0\n000002.jpg")
-    with pytest.raises(ValueError, match=r"expected a line with image_id, partition, got '000002.jpg'"):
-        CelebA(tmp_path)
+        with pytest.raises(ValueError, match=word):
+            CelebA(tmp_path)
 
 
 def test_imagenet9(tmp_path):
-    names = [f"{i:02d}_thing{i}" for i in range(9)]
-    for name in names:
-        picture(tmp_path / "in9l" / "train" / name / "a.JPEG", "L")
-        picture(tmp_path / "bg_challenge" / "mixed_rand" / "val" / name / "b.JPEG")
-    train = ImageNet9(tmp_path)
-    assert train.labels.tolist() == list(range(9))
-    assert torch.equal(train.groups, train.labels)
-    assert train.classes[3] == "thing3"
-    assert train.load(View(16, 16), tmp_path / "cache").images.shape == (9, 3, 16, 16)
-    with pytest.warns(UserWarning, match=r"has 9 images; published: 4,050"):
+    make_imagenet9(tmp_path, each=1, variants=("mixed_rand",))
+    data = load("ImageNet9", root=tmp_path, view=View(16, 16))
+    assert data.labels.tolist() == data.groups.tolist() == list(range(9))
+    assert data.classes[3] == "class3"
+    assert data.images.shape == (9, 3, 16, 16)
+    with pytest.warns(UserWarning, match="published: .*450"):
         assert len(ImageNet9(tmp_path, "mixed_rand")) == 9
-    with pytest.raises(FileNotFoundError, match=r"bg_challenge/original/val is missing; in9l.tar.gz"):
-        ImageNet9(tmp_path, "original")
-    with pytest.raises(ValueError, match="got 'mixed'"):
-        ImageNet9(tmp_path, "mixed")
-    (tmp_path / "in9l" / "train" / names[0] / "a.JPEG").unlink()
-    (tmp_path / "in9l" / "train" / names[0]).rmdir()
-    with pytest.raises(ValueError, match="got 8: "):
+    with pytest.raises(FileNotFoundError, match=r"bg_challenge/original/val is missing.*in9l\.tar\.gz"):
+        open_files("ImageNet9", "original", tmp_path)
+    folder = tmp_path / "in9l" / "train" / "00_class0"
+    folder.rename(folder.with_name("00_other"))  # a test set with other classes
+    with pytest.raises(ValueError, match=r"the 9 classes of .*train"):
+        ImageNet9(tmp_path, "mixed_rand")
+    folder.with_name("00_other").rename(tmp_path / "gone")
+    with pytest.raises(ValueError, match="the 9 classes of"):
         ImageNet9(tmp_path)
-
-
-def test_adjusted_average_weights_by_training_shares():
-    groups = torch.tensor([0] * 7 + [1] * 2 + [3])
-    assert adjusted_average({0: 1.0, 1: 0.5, 2: 0.0, 3: 0.2}, groups) == pytest.approx(0.7 + 0.1 + 0.02)

@@ -1,9 +1,9 @@
-"""CIFAR-10, its JPEG copy and SVHN, in their exact formats at a miniature size."""
+"""CIFAR-10, its JPEG copy, SVHN and Cats vs Dogs, in their exact formats at a miniature size."""
 
 import hashlib
 import pickle
+import re
 import shutil
-import socket
 import urllib.request
 from http.client import IncompleteRead
 from urllib.error import URLError
@@ -15,13 +15,12 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, SVHN
 
-from src.datasets import DataUnavailable, missing, small
-from src.datasets.decode import View
-from src.datasets.small import small_pictures
-from src.datasets.spurious import CONNECT_TIMEOUT_S
-from tests.miniature import expected
+from src.datasets import DataUnavailable, View, load, missing
+from tests.miniature import expected, held_out
 
 VIEW = View(32, 32)
+SPLITS = ("train", "val", "test")
+pytestmark = pytest.mark.filterwarnings("ignore:.*Results will not compare")
 
 
 @pytest.fixture(autouse=True)
@@ -30,156 +29,114 @@ def no_network(monkeypatch):
         raise URLError("no network here")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    socket.setdefaulttimeout(None)
 
 
 @pytest.fixture
-def cifar10(tmp_path, monkeypatch):
-    """Five batches of four images and a test batch of six; pixels (26, 3, 32, 32) and labels (26,) of all."""
-    folder, draw = tmp_path / "cifar-10-batches-py", np.random.default_rng(0)
-    folder.mkdir()
-    pixels, labels = draw.integers(0, 256, (26, 3, 32, 32), dtype=np.uint8), draw.integers(0, 10, 26)
+def fetched(tmp_path, monkeypatch):
+    """Both data sets under a root; pixels (N, 3, 32, 32) and labels (N,) of {data set: {part: ...}}."""
+    draw, parts, table = np.random.default_rng(0), {"CIFAR10": {}, "SVHN": {}}, {}
+    folder = tmp_path / "cifar-10-batches-py"
+    for made in (folder, tmp_path / "svhn"):
+        made.mkdir()
 
     def write(name: str, content: dict) -> list[str]:
         (folder / name).write_bytes(pickle.dumps(content))
         return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
 
-    def batch(name: str, start: int, end: int) -> list[str]:
-        return write(name, {"data": pixels[start:end].reshape(-1, 3072), "labels": labels[start:end].tolist()})
-
-    monkeypatch.setattr(CIFAR10, "train_list", [batch(f"data_batch_{i + 1}", 4 * i, 4 * i + 4) for i in range(5)])
-    monkeypatch.setattr(CIFAR10, "test_list", [batch("test_batch", 20, 26)])
-    name, md5 = write("batches.meta", {"label_names": [f"class {i}" for i in range(10)]})
-    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
-    return tmp_path, torch.from_numpy(pixels), torch.from_numpy(labels)
-
-
-@pytest.fixture
-def svhn(tmp_path, monkeypatch):
-    """Twenty images to train and five to test; {part: (pixels (N, 3, 32, 32), labels (N,), of which 10 means 0)}."""
-    (tmp_path / "svhn").mkdir()
-    draw, parts, table = np.random.default_rng(0), {}, {}
-    for part, n in (("train", 20), ("test", 5)):
-        pixels, labels = draw.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), 1 + np.arange(n) % 10
+    for part, batches in (("train", [f"data_batch_{i + 1}" for i in range(5)]), ("test", ["test_batch"])):
+        pixels, labels = draw.integers(0, 256, (20, 3, 32, 32), dtype=np.uint8), draw.integers(0, 10, 20)
+        size = 20 // len(batches)
+        monkeypatch.setattr(CIFAR10, f"{part}_list", [
+            write(name, {"data": pixels[size * i:size * (i + 1)].reshape(-1, 3072),
+                         "labels": labels[size * i:size * (i + 1)].tolist()}) for i, name in enumerate(batches)])
+        parts["CIFAR10"][part] = torch.from_numpy(pixels), torch.from_numpy(labels)
         file = tmp_path / "svhn" / f"{part}_32x32.mat"
-        scipy.io.savemat(file, {"X": pixels.transpose(2, 3, 1, 0), "y": labels[:, None].astype(np.uint8)})
-        parts[part] = torch.from_numpy(pixels), torch.from_numpy(labels)
+        scipy.io.savemat(file, {"X": pixels.transpose(2, 3, 1, 0), "y": np.where(labels, labels, 10)[:, None]})
+        parts["SVHN"][part] = parts["CIFAR10"][part]
         table[part] = [f"http://localhost/{file.name}", file.name, hashlib.md5(file.read_bytes()).hexdigest()]
+    name, md5 = write("batches.meta", {"label_names": list("0123456789")})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
     monkeypatch.setattr(SVHN, "split_list", table)
     return tmp_path, parts
 
 
-@pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_cifar10(cifar10, split):
-    root, pixels, labels = cifar10
-    data = small_pictures("CIFAR10", split, VIEW, root)
-    chosen = list(range(20, 26)) if split == "test" else expected(20, split)
-    assert len(data) == {"train": 16, "val": 4, "test": 6}[split]
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", ["CIFAR10", "SVHN"])
+def test_fetched(name, split, fetched):
+    root, parts = fetched
+    pixels, labels = parts[name]["test" if split == "test" else "train"]
+    data = load(name, split, root=root, view=VIEW)
+    chosen = list(range(20)) if split == "test" else expected(20, split)
     assert torch.equal(data.images, pixels[chosen])
     assert torch.equal(data.labels, labels[chosen])
     assert (data.images.dtype, data.labels.dtype) == (torch.uint8, torch.int64)
-    assert data.classes == tuple(f"class {i}" for i in range(10))
-    assert small_pictures("CIFAR10", split, View(16, 16), root).images.shape == (len(data), 3, 16, 16)
-    assert torch.equal(small_pictures("CIFAR10", split, VIEW, root).images, data.images)
-    assert missing("CIFAR10", root) is None
-
-
-@pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_svhn(svhn, split):
-    root, parts = svhn
-    pixels, labels = parts["test" if split == "test" else "train"]
-    data = small_pictures("SVHN", split, VIEW, root)
-    chosen = list(range(5)) if split == "test" else expected(20, split)
-    assert torch.equal(data.images, pixels[chosen])
-    assert torch.equal(data.labels, labels[chosen] % 10)
-    assert data.labels.dtype == torch.int64
     assert data.classes == tuple("0123456789")
-    assert missing("SVHN", root) is None
+    assert load(name, split, root=root, view=View(16, 16)).images.shape == (len(chosen), 3, 16, 16)
+    assert missing(name, root) is None
 
 
 @pytest.mark.parametrize("damage", ["missing", "half"])
-@pytest.mark.parametrize(("dataset", "file"), [
+@pytest.mark.parametrize(("name", "file"), [
     ("CIFAR10", "cifar-10-batches-py/data_batch_3"), ("CIFAR10", "cifar-10-batches-py/batches.meta"),
     ("SVHN", "svhn/train_32x32.mat")])
-def test_damaged_without_a_network(cifar10, svhn, dataset, file, damage):
-    root = cifar10[0]
+def test_damaged_without_a_network(fetched, name, file, damage):
+    path = fetched[0] / file
+    content = path.read_bytes()
+    path.unlink()
     if damage == "half":
-        (root / file).write_bytes((root / file).read_bytes()[:99])
-    else:
-        (root / file).unlink()
-    folder = (root / file).parent
-    with pytest.raises(DataUnavailable, match=rf"{dataset} is not whole in {folder}: .*; run with a network, .*there$"):
-        small_pictures(dataset, "train", VIEW, root)
-    assert socket.getdefaulttimeout() is None
-    assert missing(dataset, root).startswith(f"{dataset} is not whole in {folder}: Dataset")
-    if dataset == "SVHN":
-        assert len(small_pictures(dataset, "test", VIEW, root)) == 5  # its file is whole
+        path.write_bytes(content[:-9])
+    with pytest.raises(DataUnavailable, match=rf"{name} is not whole in {path.parent} .*; run with a net.*there$"):
+        load(name, root=fetched[0], view=VIEW)
+    assert missing(name, fetched[0]).startswith(f"{name} is not whole in {path.parent}")
 
 
-def test_download(svhn, monkeypatch):
-    root, _ = svhn
-    server, timeouts = root / "server", []
-    shutil.move(root / "svhn", server)
+def test_download(fetched, monkeypatch):
+    root = fetched[0]
+    shutil.move(root / "svhn", root / "server")
 
     def fetch(_, folder, name, __):
-        timeouts.append(socket.getdefaulttimeout())
         folder.mkdir(exist_ok=True)
-        shutil.copy(server / name, folder / name)
-
-    monkeypatch.setattr("torchvision.datasets.svhn.download_url", fetch)
-    assert "train_32x32.mat" in missing("SVHN", root)
-    assert not (root / "svhn").exists()
-    assert len(small_pictures("SVHN", "train", VIEW, root)) == 16
-    assert "run with a network" in missing("SVHN", root)  # the test set
-    assert len(small_pictures("SVHN", "test", VIEW, root)) == 5
-    assert missing("SVHN", root) is None
-    assert timeouts == [CONNECT_TIMEOUT_S] * 2
+        shutil.copy(root / "server" / name, folder / name)
 
     def cut(*_):
         raise IncompleteRead(b"")
 
+    monkeypatch.setattr("torchvision.datasets.svhn.download_url", fetch)
+    assert "train_32x32.mat" in missing("SVHN", root)
+    assert not (root / "svhn").exists()
+    assert len(load("SVHN", root=root, view=VIEW)) == 16
     monkeypatch.setattr("torchvision.datasets.svhn.download_url", cut)
     with pytest.raises(DataUnavailable, match="IncompleteRead"):
-        small_pictures("SVHN", "test", VIEW, root)
+        load("SVHN", "test", root=root, view=VIEW)
 
 
-def test_the_jpeg_copy(tmp_path, monkeypatch):
-    for part, n in (("train", 10), ("test", 2)):
-        for label, name in enumerate(("airplane", "cat")):
-            (tmp_path / "cifar10_jpeg" / part / name).mkdir(parents=True)
-            for i in range(n):
-                value = 10 * i + 100 * label + 5 * (part == "test")
-                Image.new("RGB", (32, 32), (value,) * 3).save(tmp_path / "cifar10_jpeg" / part / name / f"{i:04d}.jpg")
-    values = [10 * i + 100 * label for label in range(2) for i in range(10)]
-    for split in ("train", "val"):
-        data = small_pictures("CIFAR-10, JPEG copy", split, VIEW, tmp_path)
-        assert data.images[:, 0, 0, 0].tolist() == [values[i] for i in expected(20, split)]
-        assert data.labels.tolist() == [i // 10 for i in expected(20, split)]
-    data = small_pictures("CIFAR-10, JPEG copy", "test", VIEW, tmp_path)
-    assert data.images[:, 0, 0, 0].tolist() == [5, 15, 105, 115]
-    assert data.classes == ("airplane", "cat")
-    assert {"cifar10-jpeg-train", "cifar10-jpeg-test"} <= {path.name for path in (tmp_path / "cache").iterdir()}
-    assert "59,976 of 60,000 images are missing; put train/ and" in missing("CIFAR-10, JPEG copy", tmp_path)
-    monkeypatch.setitem(small.PUBLISHED, "CIFAR-10, JPEG copy", 24)
-    assert missing("CIFAR-10, JPEG copy", tmp_path) is None
+@pytest.fixture(params=["Kaggle", "Microsoft", "JPEG"])
+def files(request, tmp_path):
+    """Twenty plain pictures of two classes, each of its own grey, ten a class, in the layout of a set of files."""
+    paths = {"Kaggle": "cats_vs_dogs/train/{0}.{1}.jpg", "Microsoft": "cats_vs_dogs/PetImages/{2}/{1}.jpg",
+             "JPEG": "cifar10_jpeg/train/{0}/{1:02d}.jpg"}
+    for label, animal in enumerate(("cat", "dog")):
+        for i in range(10):
+            path = tmp_path / paths[request.param].format(animal, i + 5, animal.title())  # 10 comes after 9
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (48, 40), (10 * i + 100 * label + 20,) * 3).save(path)
+    if request.param == "JPEG":
+        shutil.copytree(tmp_path / "cifar10_jpeg" / "train", tmp_path / "cifar10_jpeg" / "test")
+    return ("CIFAR-10, JPEG copy" if request.param == "JPEG" else "CatsVsDogs"), tmp_path
 
 
-@pytest.mark.parametrize(("dataset", "error", "match"), [
-    ("CIFAR10", DataUnavailable, r"/cifar-10-batches-py: <urlopen error no network here>; .*cifar-10-python.tar.gz"),
-    ("SVHN", DataUnavailable, r"/svhn: <urlopen error no network here>; .*test_32x32.mat .* from ufldl.stanford.edu"),
-    ("CatsVsDogs", FileNotFoundError, r"/cats_vs_dogs: .*; .*Kaggle's dogs-vs-cats.*Microsoft's kagglecatsanddogs"),
-    ("CIFAR-10, JPEG copy", FileNotFoundError, r"/cifar10_jpeg: its t.* missing; .*github.com/YoongiKim/CIFAR-10-im")])
-def test_nothing_there(dataset, error, match, tmp_path):
-    source = missing(dataset, tmp_path)
-    assert source.endswith(small.SOURCES[dataset])
-    assert not list(tmp_path.iterdir())
-    for split in small.SPLITS:
-        with pytest.raises(error, match=match):
-            small_pictures(dataset, split, VIEW, tmp_path)
-
-
-def test_unknown_arguments(tmp_path):
-    with pytest.raises(ValueError, match=r"expected split to be one of \('train', 'val', 'test'\), got 'dev'"):
-        small_pictures("CIFAR10", "dev", VIEW, tmp_path)
-    with pytest.raises(ValueError, match=r"expected dataset to be one of \('CIFAR10', 'SVHN', .*, got 'CIFAR100'"):
-        small_pictures("CIFAR100", "test", VIEW, tmp_path)
+def test_sets_of_files(files):
+    name, root = files
+    test = held_out(20) if name == "CatsVsDogs" else list(range(20))
+    train = [i for i in range(20) if i not in test] if name == "CatsVsDogs" else test
+    chosen = {"test": test} | {split: [train[i] for i in expected(len(train), split)] for split in ("train", "val")}
+    for split in SPLITS:
+        with pytest.warns(UserWarning, match="Results will not compare"):
+            data = load(name, split, root=root, view=View(16, 16))
+        assert data.images.flatten(1).float().std(1).max() == 0
+        assert ((data.images[:, 0, 0, 0].long() - 20) // 10).tolist() == chosen[split]
+        assert data.labels.tolist() == [i // 10 for i in chosen[split]]
+        assert (data.classes, data.labels.dtype, data.groups) == (("cat", "dog"), torch.int64, None)
+    assert missing(name, root) is None
+    shutil.rmtree(next(root.rglob("train" if name != "CatsVsDogs" else "*s_vs_dogs")))
+    assert re.search("(cats_vs_dogs; unpack|cifar10_jpeg/train is missing)", missing(name, root))
