@@ -14,11 +14,9 @@ class Classifier(nn.Module):
     Args:
         model: takes (B, 3, H, W), or (B, 1, H, W) if its first convolution does, and gives logits: see `logits_of`. It
             is wrapped, not copied; what DataParallel, DDP or torch.compile put around it is left out.
-        layer: the module to be explained, or its name as in `model.named_modules()`; usually the last convolutional
-            block, such as "layer4" of a torchvision ResNet or "features" of a MobileNet: see `saliency.suggest_layers`.
+        layer: the module to be explained, or its name as in `model.named_modules()`: see `saliency.suggest_layers`.
         mean, std: of each channel, for a model that expects normalised images; nothing is normalised if not given.
-        reshape_transform: makes maps (B, K, h, w) of the layer's output, as in the grad-cam library. torchvision's and
-            timm's ViT and Swin need none.
+        reshape_transform: makes maps (B, K, h, w) of the layer's output, as in the grad-cam library, if need be.
 
     Raises:
         ValueError: the model has no such layer, or mean and std are not of images in [0, 1].
@@ -30,18 +28,16 @@ class Classifier(nn.Module):
         model = unwrapped(model)
         names = [name for name, _ in model.named_modules() if name]
         layer = next((name for name, part in model.named_modules() if part is layer), layer)
-        if isinstance(layer, str) and layer not in names:
-            layer = layer.removeprefix("module.").removeprefix("_orig_mod.")
         if layer is not None and layer not in names:
             raise ValueError(f"expected layer to name a module of {type(model).__name__}, got {layer!r}; it has "
                              f"{', '.join(names)}; suggest_layers(model, images) lists good ones")
         mean, std = (torch.as_tensor(values, dtype=torch.float32).flatten() for values in (mean, std))
-        if not ({len(mean), len(std)} <= {1, 3} and (mean >= 0).all() and (mean <= 1).all() and (std > 0).all()
-                and (std <= 1).all()):
+        if not ({len(mean), len(std)} <= {1, 3} and 0 <= mean.min() <= mean.max() <= 1 and std.min() > 0
+                and std.max() <= 1):
             raise ValueError("expected mean in [0, 1] and std in (0, 1], one of each channel, for images in [0, 1]; "
                              f"got mean={mean.tolist()}, std={std.tolist()}")
         self.model, self.layer, self.reshape_transform = model, layer, reshape_transform
-        self.channels_last = True  # of what the model is given; not all can work on that, see `rehearsal`
+        self.channels_last = True  # of what the model is given; not all can work on that, see `repair`
         self.grey = next((part.in_channels == 1 for part in model.modules() if isinstance(part, nn.Conv2d)), False)
         self.training = model.training
         self.register_buffer("mean", mean.view(-1, 1, 1), persistent=False)
@@ -52,11 +48,8 @@ class Classifier(nn.Module):
         return None if self.layer is None else self.model.get_submodule(self.layer)
 
     def forward(self, images: Tensor) -> Tensor:
-        inputs = (images - self.mean) / self.std
-        if self.grey:
-            inputs = inputs[:, :1]
-        if not self.channels_last:
-            inputs = inputs.contiguous()
+        inputs = ((images - self.mean) / self.std)[:, :1 if self.grey else 3]
+        inputs = inputs if self.channels_last else inputs.contiguous()
         dtype = next((weight.dtype for weight in self.model.parameters() if weight.is_floating_point()), inputs.dtype)
         return logits_of(self.model(inputs.to(dtype)), self.training)
 
@@ -67,38 +60,33 @@ def logits_of(output: object, training: bool = False) -> Tensor:
     That is a tensor (B, classes) or (B, classes, 1, 1); one logit of the second class, (B,) or (B, 1), which becomes
     two of the same sigmoid; a dict or an object with `logits`, as of Hugging Face; or a tuple with one tensor of these
     shapes. In train mode a tuple may hold several, as with auxiliary heads: the first counts, as with torchvision's.
-
-    Raises:
-        TypeError, ValueError: it is none of these, or could be read in two ways.
+    ValueError: it is none of these, or could be read in two ways.
     """
-    if isinstance(output, dict) and "logits" in output:
-        output = output["logits"]
-    elif isinstance(getattr(output, "logits", None), Tensor):
-        output = output.logits
-    elif isinstance(output, (tuple, list)):
-        found = [part for part in output if isinstance(part, Tensor) and _is_logits(part)]
+    output = output["logits"] if isinstance(output, dict) and "logits" in output else getattr(output, "logits", output)
+    if isinstance(output, (tuple, list)):
+        found = [part for part in output if _is_logits(part)]
         if not found or (len(found) > 1 and not training):
             raise ValueError(f"expected one tensor of logits in the model's {type(output).__name__}, got "
-                             f"{[_shape(part) for part in output]}; wrap the model so that it gives its logits alone")
+                             f"{', '.join(map(_described, output))}; wrap the model so that it gives its logits alone")
         output = found[0]
-    if not isinstance(output, Tensor):
-        keys = f" with the keys {', '.join(map(str, output))}" if isinstance(output, dict) else ""
-        raise TypeError(f"expected the model to give a tensor of logits, or something with `logits`, got a "
-                        f"{type(output).__name__}{keys}")
     if not _is_logits(output):
-        raise ValueError(f"expected logits (B, classes) of the model, got {output.dtype} {tuple(output.shape)}")
+        raise ValueError(f"expected logits (B, classes) of the model, or something with `logits`, got "
+                         f"{_described(output)}")
     logits = output.flatten(1) if output.dim() > 1 else output[:, None]
     if logits.shape[1] == 1:  # softmax of (-z / 2, z / 2) is the sigmoid of z
         logits = torch.cat([-logits / 2, logits / 2], 1)
     return logits.float()
 
 
-def _is_logits(output: Tensor) -> bool:
-    return output.is_floating_point() and (output.dim() in (1, 2) or (output.dim() == 4 and output.shape[2:] == (1, 1)))
+def _is_logits(output: object) -> bool:
+    return isinstance(output, Tensor) and output.is_floating_point() and (
+        output.dim() in (1, 2) or (output.dim() == 4 and output.shape[2:] == (1, 1)))
 
 
-def _shape(part: object) -> object:
-    return tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+def _described(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"{output.dtype} {tuple(output.shape)}"
+    return f"a {type(output).__name__}" + (f" of {', '.join(map(str, output))}" if isinstance(output, dict) else "")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -109,28 +97,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy of a model, also of one that keeps what it has computed, which `copy.deepcopy` refuses.
-
-    Raises:
-        ValueError: it cannot be copied for another reason.
-    """
-    memo: dict[int, object] = {}
-    for part in model.modules():
-        for value in vars(part).values():
-            for tensor in _tensors(value):
-                if not tensor.is_leaf:  # an activation, or the weight that weight_norm computes at each call
-                    memo[id(tensor)] = tensor.detach().clone()
+    """A copy of a model, also of one that keeps what it has computed; ValueError if it cannot be copied otherwise."""
+    kept = [tensor for part in model.modules() for tensor in _tensors(vars(part))]
+    # an activation, or the weight that weight_norm computes at each call
+    memo: dict[int, object] = {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:  # a module can hold anything: locks, files, loggers
-        name = type(getattr(model, "model", model)).__name__
-        raise ValueError(f"expected a model that copy.deepcopy can copy, got {name}, of which it says "
-                         f"{type(error).__name__}: {error}; build it anew and load its state_dict into that") from error
+        raise ValueError(f"expected a model that copy.deepcopy can copy; it says {type(error).__name__}: {error}; "
+                         "build it anew and load its state_dict into that") from error
 
 
 def _tensors(value: object) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, (list, tuple, set)) else []
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]

@@ -49,10 +49,14 @@ def probe(size: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def outputs_of(model: nn.Module, layers: dict[str, nn.Module], images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """What layers give for images, with the graph back to these, of layers that are called but once; and the logits."""
-    calls: dict[str, list] = {name: [] for name in layers}
-    handles = [layer.register_forward_hook(lambda _layer, _inputs, output, name=name: calls[name].append(output))
-               for name, layer in layers.items()]
+    """What layers give for images, with the graph back to these, of layers that are called but once; and the logits.
+
+    They are in the order in which they are done: a block after its parts.
+    """
+    calls: dict[str, list] = {}
+    handles = [layer.register_forward_hook(
+        lambda _layer, _inputs, output, name=name: calls.setdefault(name, []).append(output))
+        for name, layer in layers.items()]
     try:
         logits = model(images)
     finally:
@@ -91,9 +95,11 @@ def reading_of(output: Tensor, images: Tensor) -> tuple[str, Reading] | None:
     """
     best = None
     for name, read in readings(output, tuple(images.shape[2:])).items():
-        right, share = follows_quarters(read(output), images)
-        if right == 4 and share > max(OWN_QUARTER, best[0] if best else 0):
-            best = (share, name, read)
+        maps = read(output)
+        right, share = follows_quarters(maps, images)
+        rank = (maps.shape[2] * images.shape[3] == maps.shape[3] * images.shape[2], share)  # 16 tokens: 4x4
+        if right == 4 and share > OWN_QUARTER and (best is None or rank > best[0]):
+            best = (rank, name, read)
     return best and best[1:]
 
 

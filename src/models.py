@@ -90,8 +90,9 @@ class Backbone(Classifier):
     """
 
     LAYERS: ClassVar = {  # by how names begin; that of all others is "features"
-        "resnet": "layer4", "resnext": "layer4", "wide_resnet": "layer4", "mnasnet": "layers", "regnet": "trunk_output",
-        "shufflenet": "conv5", "googlenet": "inception5b", "inception": "Mixed_7c", "swin": "norm", "maxvit": "blocks.3"}
+        "resnet": "layer4", "resnext": "layer4", "wide_resnet": "layer4", "mnasnet": "layers", "swin": "norm",
+        "regnet": "trunk_output", "shufflenet": "conv5", "googlenet": "inception5b", "inception": "Mixed_7c",
+        "maxvit": "blocks.3"}
 
     def __init__(self, name: str, num_classes: int = 2, weights: str | Path | None = None, layer: str | None = None
                  ) -> None:

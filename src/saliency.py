@@ -131,7 +131,7 @@ def suggest_layers(model: nn.Module, images: Tensor) -> list[tuple[str, tuple[in
     device = next((weight.device for weight in model.model.parameters()), images.device)
     inputs = layout.probe(tuple(images.shape[2:]), device).requires_grad_()
     layers = {name: part for name, part in model.model.named_modules() if name}
-    best: dict[tuple[int, int], tuple[bool, int, str]] = {}
+    best: dict[tuple[int, int], tuple[tuple, str]] = {}
     with evaluating(model), torch.enable_grad():
         outputs, logits = layout.outputs_of(model, layers, inputs)
         gradients = dict.fromkeys(outputs)
@@ -140,8 +140,11 @@ def suggest_layers(model: nn.Module, images: Tensor) -> list[tuple[str, tuple[in
                                                               retain_graph=True, allow_unused=True), strict=True))
         shapes: dict[tuple[int, ...], list[str]] = {}
         for name, output in outputs.items():
-            if gradients[name] is not None and gradients[name].any():
-                shapes.setdefault(tuple(output.shape), []).append(name)
+            gradient = gradients[name]
+            if gradient is not None and gradient[:, max(layout.PREFIXES) if gradient.dim() == 3 else 0:].any():
+                shape = tuple(output.shape)
+                shapes[shape] = [*shapes.pop(shape, []), name]  # late ones come last
+        early = list(outputs)[:len(outputs) // 2]
         for names in shapes.values():
             late = sorted(names[len(names) // 2:][::-1], key=lambda name: (bool((outputs[name] < 0).any()),
                                                                           name.count(".")))
@@ -151,11 +154,11 @@ def suggest_layers(model: nn.Module, images: Tensor) -> list[tuple[str, tuple[in
                     continue
                 maps = found[1](outputs[name])
                 size = tuple(maps.shape[2:])
-                rank = (bool((maps < 0).any()), name.count("."), name)
-                if min(size) >= SMALLEST and maps.shape[1] != logits.shape[1] and rank <= best.get(size, rank):
-                    best[size] = rank
+                rank = (bool((maps < 0).any()), name in early, name.count("."))
+                if min(size) >= SMALLEST and maps.shape[1] != logits.shape[1] and rank <= best.get(size, (rank,))[0]:
+                    best[size] = (rank, name)
                 break
-    return [(best[size][2], size) for size in sorted(best, key=math.prod)]
+    return [(best[size][1], size) for size in sorted(best, key=math.prod)]
 
 
 def resized(maps: Tensor, height: int, width: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Models and data that are not ours, for the tests of `masktune()`."""
 
-
 import torch
 from torch import nn
 
@@ -32,14 +31,15 @@ class Net(nn.Module):
         return self.head(self.f(x).mean((2, 3)))
 
 
-def repair(model: nn.Module, data=None, **options):
-    options = {"layer": "f", "lr": 0.01, "batch_size": 8} | options
-    return masktune(model, images() if data is None else data, **options)
+class Wrapped(Net):
+    """Gives what a function makes of its logits."""
 
+    def __init__(self, wrap, outputs: int = 2) -> None:
+        super().__init__(outputs)
+        self.wrap = wrap
 
-def equal(one: nn.Module, two: nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip((*one.parameters(), *one.buffers()),
-                                                 (*two.parameters(), *two.buffers()), strict=True))
+    def forward(self, x):
+        return self.wrap(super().forward(x), self.training)
 
 
 class View(Net):
@@ -51,3 +51,13 @@ class View(Net):
 
     def forward(self, x):
         return self.head(self.f(x).view(len(x), -1))
+
+
+def repair(model: nn.Module, data=None, **options):
+    options = {"layer": "f", "lr": 0.01, "batch_size": 8} | options
+    return masktune(model, images() if data is None else data, **options)
+
+
+def equal(one: nn.Module, two: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip((*one.parameters(), *one.buffers()),
+                                                 (*two.parameters(), *two.buffers()), strict=True))

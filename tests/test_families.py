@@ -1,35 +1,35 @@
-"""All families of classifiers in torchvision: the layer that is suggested, its map against grad-cam's, and a repair."""
+"""Models of others: the layer that is suggested, its map against grad-cam's, a repair, and what is left as it was."""
 
+import re
+import sys
 import warnings
+from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 import torchvision
 from pytorch_grad_cam import XGradCAM
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.maxvit import MaxVit
+from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
 from src.classifier import Classifier, copied
 from src.datasets.images import Images
-from src.repair import masktune
 from src.saliency import suggest_layers, xgradcam
+from tests.strangers import Net, View, Wrapped, equal, images, repair
+
+pytestmark = pytest.mark.filterwarnings("ignore:the model is right on only:UserWarning")
 
 
-def alexnet() -> nn.Module:
-    model = torchvision.models.alexnet()
-    model.classifier = nn.Linear(9216, 2)  # the three that it has would take seconds
-    return model
+def tv(name: str, **options):
+    return lambda: torchvision.models.get_model(name, num_classes=2, **options)
 
 
-def vgg11() -> nn.Module:
-    model = torchvision.models.vgg11()
-    model.classifier = nn.Linear(25088, 2)
-    return model
-
-
-def inception() -> nn.Module:
-    return torchvision.models.inception_v3(num_classes=2, aux_logits=False, init_weights=False)  # they want 299 pixels
+def tm(name: str, **options):
+    return lambda: timm.create_model(name, num_classes=2, **options)
 
 
 def vit() -> nn.Module:
@@ -38,62 +38,241 @@ def vit() -> nn.Module:
     return model
 
 
+def swin() -> nn.Module:
+    return SwinTransformer([4, 4], 16, [1, 1, 1], [1, 2, 4], [2, 2], num_classes=2)
+
+
 def maxvit() -> nn.Module:
     return MaxVit((64, 64), stem_channels=16, partition_size=2, block_channels=[16, 32], block_layers=[1, 1],
                   head_dim=16, stochastic_depth_prob=0.2, num_classes=2)
 
 
-def tokens(side: int):
-    return lambda output: output[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+def alexnet() -> nn.Module:
+    model = torchvision.models.alexnet()
+    model.classifier = nn.Linear(9216, 2)  # the three that it has would take seconds
+    return model
 
 
-def channels_last(output: Tensor) -> Tensor:
+def tokens(prefix: int):
+    return lambda output: output[:, prefix:].transpose(1, 2).unflatten(2, (4, 4))
+
+
+def last(output):
     return output.permute(0, 3, 1, 2)
 
 
-FAMILIES = {  # model, pixels, the layer suggested first, the size of its map, the transform that grad-cam needs
+MODELS = {  # model, pixels, the layer suggested first, the side of its map, the transform that grad-cam needs
     "alexnet": (alexnet, 96, "features.11", 5, None),
-    "vgg11": (vgg11, 64, "features.19", 4, None),
-    "resnet18": (torchvision.models.resnet18, 64, "layer3", 4, None),
-    "densenet121": (torchvision.models.densenet121, 64, "features.denseblock3", 4, None),
-    "googlenet": (torchvision.models.googlenet, 64, "inception4e", 4, None),
-    "inception_v3": (inception, 96, "Mixed_6e", 4, None),
-    "mobilenet_v2": (torchvision.models.mobilenet_v2, 64, "features.13", 4, None),
-    "mobilenet_v3_small": (torchvision.models.mobilenet_v3_small, 64, "features.8", 4, None),
-    "squeezenet1_1": (torchvision.models.squeezenet1_1, 96, "features", 5, None),
-    "shufflenet_v2_x0_5": (torchvision.models.shufflenet_v2_x0_5, 64, "stage3", 4, None),
-    "efficientnet_b0": (torchvision.models.efficientnet_b0, 64, "features.5", 4, None),
-    "regnet_y_400mf": (torchvision.models.regnet_y_400mf, 64, "trunk_output.block3", 4, None),
-    "mnasnet0_5": (torchvision.models.mnasnet0_5, 64, "layers.11", 4, None),
-    "convnext_tiny": (torchvision.models.convnext_tiny, 64, "features.5", 4, None),
-    "vit": (vit, 64, "encoder.layers.encoder_layer_1", 4, tokens(4)),
-    "swin_t": (torchvision.models.swin_t, 64, "features.5", 4, channels_last),
-    "maxvit": (maxvit, 64, "blocks.1", 8, None)}
+    "resnet18": (tv("resnet18"), 64, "layer3", 4, None),
+    "googlenet, auxiliary": (tv("googlenet", aux_logits=True, init_weights=False), 64, "inception4c", 4, None),
+    "mobilenet_v3_small": (tv("mobilenet_v3_small"), 64, "features.6.block.0", 4, None),
+    "squeezenet1_1": (tv("squeezenet1_1"), 96, "features", 5, None),
+    "shufflenet_v2_x0_5": (tv("shufflenet_v2_x0_5"), 64, "stage2", 8, None),
+    "regnet_x_400mf": (tv("regnet_x_400mf"), 64, "trunk_output.block3", 4, None),
+    "vit": (vit, 64, "encoder.layers.encoder_layer_1", 4, tokens(1)),
+    "swin": (swin, 64, "permute", 4, None),
+    "maxvit": (maxvit, 64, "blocks.1", 8, None),
+    "timm resnet10t": (tm("resnet10t"), 64, "layer3", 4, None),
+    "timm tinynet_e": (tm("tinynet_e"), 64, "blocks.3", 4, None),
+    "timm convnext_atto": (tm("convnext_atto"), 64, "stages.2", 4, None),
+    "timm vit": (tm("vit_tiny_patch16_224", img_size=64, depth=3), 64, "blocks.1", 4, tokens(1)),
+    "timm vit, averaged": (tm("vit_tiny_patch16_224", img_size=64, depth=3, class_token=False, global_pool="avg"), 64,
+                           "norm", 4, tokens(0)),
+    "timm deit, distilled": (tm("deit_tiny_distilled_patch16_224", img_size=64, depth=3), 64, "blocks.1", 4, tokens(2)),
+    "timm swin": (tm("swin_tiny_patch4_window7_224", img_size=64, window_size=2, embed_dim=24, depths=(1, 1, 1, 1),
+                     num_heads=(1, 2, 4, 8)), 64, "layers.2", 4, last),
+    "one channel": (lambda: Net(channels=1), 32, "f", 30, None),
+    "one logit": (lambda: Net(1), 32, "f", 30, None),
+    "a dict": (lambda: Wrapped(lambda y, _: {"logits": y}), 32, "f", 30, None),
+    "a tuple": (lambda: Wrapped(lambda y, _: (y, None)), 32, "f", 30, None)}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_is_explained_as_by_grad_cam_and_repaired(name):
-    make, side, layer, size, transform = FAMILIES[name]
-    draw = torch.Generator().manual_seed(0)
-    data = Images(torch.randint(256, (6, 3, side, side), dtype=torch.uint8, generator=draw), torch.arange(6) % 2,
-                  ("a", "b"))
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_explained_as_by_grad_cam_and_repaired(name):
+    make, side, layer, size, transform = MODELS[name]
+    data = images(6, side)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's own, of initial weights
         torch.manual_seed(0)
-        model = make() if make in (alexnet, vgg11, inception, vit, maxvit) else make(num_classes=2)
+        model = make()
+    if name == "one channel":
+        data = Images(data.images[:, :1].repeat(1, 3, 1, 1), data.labels, data.classes)
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = None  # of all batches seen: so one is enough, and activations do not fade away
     with torch.no_grad():
-        model.train()(data.images / 255)
+        Classifier(model.train(), None)(data.images / 255)
     assert suggest_layers(model.eval(), data.images)[0] == (layer, (size, size))
-    exact, images = copied(model).double(), data.images[:2].double() / 255  # a sum of tokens may be near 0, and divides
-    ours = xgradcam(Classifier(exact, layer), images)
-    theirs = XGradCAM(exact, [exact.get_submodule(layer)], reshape_transform=transform)(images.clone(), targets=None)
-    print(f"\n| {name} | {layer} | {size}x{size} | {(ours - torch.from_numpy(theirs)).abs().max():.1e} |")
+    # a sum of tokens may be near 0, and divides: so in double precision
+    exact, seen = Classifier(copied(model).double(), layer).eval(), data.images[:2].double() / 255
+    ours = xgradcam(exact, seen)
+    theirs = XGradCAM(exact, [exact.saliency_layer], reshape_transform=transform)(seen.clone(), targets=None)
     torch.testing.assert_close(ours, torch.from_numpy(theirs).float(), rtol=0, atol=1e-5)
     assert ours.max() > 0.9  # no comparison of zeros
-    repaired, report = masktune(model, data, layer=layer, lr=1e-3, batch_size=3, k=1)
+    assert_is_map(exact, seen, transform or (lambda output: output))
+    given = copied(model)
+    repaired, report = repair(model, data, layer=layer, lr=1e-3, batch_size=3, k=1)
     assert 0.001 < report.hidden < 0.5
     assert type(repaired) is type(model)
-    assert any(not torch.equal(one, two) for one, two in zip(model.parameters(), repaired.parameters(), strict=True))
+    assert equal(model, given)
+    assert not equal(model, repaired)
+
+
+@torch.no_grad()
+def assert_is_map(model, seen, transform):
+    """What changes in one quarter of an image changes the map most in the same quarter."""
+    made = []
+    model.saliency_layer.register_forward_hook(lambda _layer, _inputs, output: made.append(transform(output).clone()))
+    height, width = (side // 2 for side in seen.shape[2:])
+    for top, left in ((0, 0), (0, width), (height, 0), (height, width)):
+        changed = seen.clone()
+        changed[:, :, top:top + height, left:left + width] = 0.5
+        made.clear()
+        model(seen)
+        model(changed)
+        moved = (made[1] - made[0]).square().sum((0, 1))
+        quarters = nn.functional.adaptive_avg_pool2d(moved[None, None], 2).flatten()
+        assert quarters.argmax() == 2 * (top > 0) + (left > 0)
+
+
+def attention(name: str, **options):
+    def make() -> nn.Module:
+        model = tm(name, **options)()
+        model.blocks[1].attn.fused_attn = False  # its attention matrices go through a layer
+        return model
+    return make
+
+
+@pytest.mark.parametrize(("make", "layer"), [
+    (attention("vit_tiny_patch16_224", img_size=64, depth=3), "blocks.1.attn.attn_drop"),
+    (attention("vit_tiny_patch16_224", img_size=64, depth=3, qk_norm=True), "blocks.1.attn.k_norm"),
+    (tm("xcit_nano_12_p16_224"), "blocks.1.attn.attn_drop"),  # of channels with channels
+    (tm("tinynet_e"), "blocks.3.1.se.gate"), (tm("tinynet_e"), "global_pool"),
+    (tm("tinynet_e"), "classifier"),
+    (tv("resnet18"), "layer4"), (tv("resnet18"), "layer1.0.relu")])  # of 2x2; called twice
+def test_what_is_no_map_of_the_image_is_refused_by_name(make, layer):
+    with pytest.raises(ValueError, match=rf"{re.escape(repr(layer))}.*do not follow the image.*suggest_layers"):
+        repair(make(), images(6, 64), layer=layer)
+
+
+@pytest.mark.parametrize(("freeze", "moves"), [
+    (lambda model: None, True), (lambda model: model.eval(), True), (lambda model: model.f[1].eval(), False),
+    (lambda model: model.f.requires_grad_(False), True), (lambda model: model.eval().f.requires_grad_(False), False)])
+def test_batchnorm_and_weights_stay_as_the_user_left_them(freeze, moves):
+    """Frozen is what is in eval mode in a model in train mode; in one in eval mode, what asks for no gradient."""
+    model = Net()
+    freeze(model)
+    modes = [part.training for part in model.modules()]
+    repaired = repair(model)[0]
+    assert [part.training for part in model.modules()] == modes
+    assert repaired.f[1].num_batches_tracked == 2 * moves
+    assert torch.equal(repaired.f[1].running_mean, model.f[1].running_mean) != moves
+    assert torch.equal(repaired.f[0].weight, model.f[0].weight) != model.f[0].weight.requires_grad
+    assert not torch.equal(repaired.head.weight, model.head.weight)
+
+
+def test_the_same_seed_draws_the_same_dropout():
+    model = nn.Sequential(Net().f, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(8, 2))
+    torch.manual_seed(1)
+    first, after = repair(model, layer="0")[0], torch.rand(1)
+    torch.manual_seed(2)
+    assert equal(first, repair(model, layer="0")[0])
+    assert not equal(first, repair(model, layer="0", seed=1)[0])
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), after)  # the user's own stream goes on as if nothing had been drawn
+
+
+@pytest.mark.parametrize(("wrap", "outputs", "warned"), [
+    (lambda y, _: (9 * y).softmax(1), 2, True), (lambda y, _: (1e5 * (y - y.quantile(0.3, 0))).sigmoid(), 1, True),
+    (lambda y, _: (1e5 * (y - y.quantile(0.3, 0))).sigmoid(), 2, True), (lambda y, _: y.log_softmax(1), 2, False),
+    (lambda y, _: y, 2, False), (lambda y, _: y, 1, False)])
+def test_probabilities_in_the_place_of_logits_are_warned_of(wrap, outputs, warned):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        repair(Wrapped(wrap, outputs))
+    assert any("probabilit" in str(one.message) for one in said) == warned
+
+
+Output = namedtuple("Output", "logits aux_logits")
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda y, _: {"logits": y}, lambda y, _: SimpleNamespace(logits=y, hidden_states=None), lambda y, _: (y, None),
+    lambda y, _: [y, torch.rand(len(y), 3, 4)], lambda y, _: y[..., None, None],
+    lambda y, training: (y, y.detach()) if training else y, lambda y, training: Output(y, 0 * y) if training else y])
+def test_outputs_of_every_form_give_the_same_repair(wrap):
+    assert equal(repair(Wrapped(wrap))[0], repair(Net())[0])
+
+
+@pytest.mark.parametrize("wrap", [lambda y, _: y, lambda y, _: y[:, 0]])
+def test_one_logit_is_that_of_the_second_class(wrap):
+    seen = images().images / 255
+    logits = Classifier(Wrapped(wrap, outputs=1), "f").eval()(seen)
+    torch.testing.assert_close(logits.softmax(1)[:, 1], Net(1).eval()(seen)[:, 0].sigmoid())
+
+
+@pytest.mark.parametrize(("wrap", "said"), [
+    (lambda y, _: (y, y), "one tensor of logits"), (lambda y, _: {"out": y}, "a dict of out"),
+    (lambda y, _: None, "NoneType"), (lambda y, _: y.argmax(1), "torch.int64"),
+    (lambda y, _: y[..., None, None].expand(-1, -1, 4, 4), "4, 4"), (lambda y, _: y / 0, "finite")])
+def test_outputs_that_could_be_anything_are_named(wrap, said):
+    with pytest.raises((ValueError, FloatingPointError), match=said):
+        repair(Wrapped(wrap))
+    assert not Net.trained
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_comes_back_in_its_own_precision(dtype):
+    model = Net().to(dtype)
+    repaired = repair(model)[0]
+    assert {weight.dtype for weight in repaired.parameters()} == {dtype}
+    assert not torch.equal(model.head.weight, repaired.head.weight)
+
+
+def test_what_wraps_a_model_is_taken_off(monkeypatch):
+    monkeypatch.setattr(sys.modules["torch.nn.parallel.data_parallel"], "_get_available_device_type", lambda: None)
+    for wrapped in (nn.DataParallel(Net()), torch.compile(Net(), backend="eager")):
+        repaired = repair(wrapped)[0]
+        assert type(repaired) is Net
+        assert equal(repaired, repair(Net())[0])
+
+
+class Keeps(Net):
+    def forward(self, x):
+        self.seen = [self.f(x)]
+        return self.head(self.seen[0].mean((2, 3)))
+
+
+class Extra(Net):
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        assert state == {"version": 1}
+
+
+def masked() -> nn.Module:
+    model = Net()
+    model.register_buffer("attn_mask", torch.full((4, 4), float("-inf")).triu(1))
+    return model
+
+
+def normed() -> nn.Module:
+    model = Net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would have its newer one
+        model.head = nn.utils.weight_norm(model.head)
+    return model
+
+
+@pytest.mark.parametrize("make", [Keeps, Extra, masked, View, normed])
+def test_models_that_a_plain_copy_or_check_does_not_stand(make, tmp_path):
+    model = make()
+    model(torch.rand(2, 3, 32, 32))
+    repaired, _ = repair(model, checkpoint=tmp_path / "c.pt")
+    assert not equal(model, repaired)
+    assert equal(repair(model, checkpoint=tmp_path / "c.pt")[0], repaired)
+    copied(repaired)
+    model.stream = (i for i in range(3))
+    with pytest.raises(ValueError, match="generator"):
+        copied(model)

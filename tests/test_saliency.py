@@ -1,11 +1,15 @@
+"""Heat maps against the grad-cam library, without a trace, and how a layer's output is laid out."""
+
 import copy
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pytorch_grad_cam import XGradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
+from src import layout
 from src.inference import pixels
 from src.models import ResNet50
 from src.saliency import resized, xgradcam
@@ -23,26 +27,23 @@ def images(train):
     return pixels(train.images[:256])
 
 
-def test_equals_grad_cam_on_a_trained_small_cnn(run, images, train):
-    """For the predicted classes, and for given ones."""
-    for classes in (None, 1 - train.labels[:256]):
-        ours = xgradcam(run.erm.model, images, classes=classes)
-        assert ours.amax() > 0.9
-        np.testing.assert_allclose(ours, reference(run.erm.model, images, classes), atol=1e-5)
-
-
-def test_equals_grad_cam_on_resnet50():
+def test_equals_grad_cam(run, images, train):
+    """For the predicted classes, and for given ones; of a large network on images that are not square."""
     torch.manual_seed(0)
-    model = ResNet50(num_classes=9).eval()
-    images = torch.rand(3, 3, 96, 64)  # not square
-    ours = xgradcam(model, images)
-    assert ours.shape == (3, 96, 64)
-    assert ours.amax() > 0.9
-    np.testing.assert_allclose(ours, reference(model, images), atol=1e-5)
+    for model, seen, classes in ((run.erm.model, images, None), (run.erm.model, images, 1 - train.labels[:256]),
+                                 (ResNet50(num_classes=9).eval(), torch.rand(3, 3, 96, 64), None)):
+        with torch.no_grad():  # gradients are its own affair
+            ours = xgradcam(model, seen, classes=classes)
+        assert ours.shape == (len(seen), *seen.shape[2:])
+        assert ours.amax() > 0.9
+        np.testing.assert_allclose(ours, reference(model, seen, classes), atol=1e-5)
 
 
 def test_leaves_no_trace(run, images):
-    model = copy.deepcopy(run.erm.model).train()
+    model, kept = copy.deepcopy(run.erm.model).train(), []
+    for part in model.backbone[:12]:
+        part.register_forward_hook(lambda _module, _inputs, output: kept.append(output.requires_grad))
+    hooks = [len(module._forward_hooks) for module in model.modules()]
     model.backbone[1].eval()  # a part in another mode than the whole
     model.backbone[0].bias.requires_grad = False
     learning = [weight.requires_grad for weight in model.parameters()]
@@ -50,34 +51,48 @@ def test_leaves_no_trace(run, images):
     modes = [module.training for module in model.modules()]
     before = copy.deepcopy(model.state_dict())
     xgradcam(model, images)
+    assert kept == [False] * 12  # nothing of what comes before the layer: of a ResNet50 that would be 100 MB an image
     for wrong in (dict(layer=model.linear[0]), dict(classes=torch.full((len(images),), 2))):
-        with pytest.raises(ValueError, match=r"expected a \(B, K, h, w\) output|expected labels in"):
+        with pytest.raises(ValueError, match=r"a map of the image|labels in"):
             xgradcam(model, images, **wrong)  # an error half-way must not leave a trace either
     assert [module.training for module in model.modules()] == modes
     assert [weight.requires_grad for weight in model.parameters()] == learning
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert not any(module._forward_hooks for module in model.modules())
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert list(gradients) == ["linear.0.weight"]
     assert (gradients["linear.0.weight"] == 1).all()
 
 
-def test_keeps_nothing_of_what_comes_before_the_layer(run, images):
-    """Of a ResNet50 that would be 100 MB an image."""
-    model, kept = copy.deepcopy(run.erm.model), []
-    for part in model.backbone[:12]:
-        part.register_forward_hook(lambda _module, _inputs, output: kept.append(output.requires_grad))
-    xgradcam(model, images)
-    assert kept == [False] * 12
-
-
 @pytest.mark.parametrize(("old", "new"), [((8, 8), (28, 28)), ((7, 5), (224, 96)), ((1, 1), (4, 4)), ((6, 4), (3, 4))])
 def test_resizes_as_pytorch_does(old, new):
     maps = torch.rand(3, *old)
-    expected = torch.nn.functional.interpolate(maps[:, None], new, mode="bilinear")[:, 0]
-    torch.testing.assert_close(resized(maps, *new), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(resized(maps, *new), F.interpolate(maps[:, None], new, mode="bilinear")[:, 0],
+                               rtol=0, atol=1e-6)
 
 
-def test_works_without_gradients_enabled(run, images):
-    with torch.no_grad():
-        assert torch.equal(xgradcam(run.erm.model, images), xgradcam(run.erm.model, images))
+def tokens(maps, prefix=0):
+    return F.pad(maps.flatten(2).transpose(1, 2), (0, 0, prefix, 0))
+
+
+LAYOUTS = [  # what a layer makes of true maps (B, 12, 6, 8), and how that is read
+    (lambda maps: maps, "(B, K, h, w)"), (lambda maps: maps.permute(0, 2, 3, 1), "(B, h, w, K)"),
+    (tokens, "(B, h w, K)"), (lambda maps: tokens(maps, 1), "(B, 1 + h w, K)"),
+    (lambda maps: tokens(maps, 2), "(B, 2 + h w, K)"), (lambda maps: tokens(maps, 5), "(B, 5 + h w, K)"),
+    (lambda maps: maps[..., :3].transpose(2, 3), None), (lambda maps: maps.flip(3), None),
+    (lambda maps: maps.roll(3, 2), None), (lambda maps: tokens(maps.transpose(2, 3)), None),
+    (lambda maps: maps.flatten(2), None), (lambda maps: maps.mean((2, 3)), None),
+    (lambda maps: maps.mean((2, 3), keepdim=True) + 0 * maps, None),  # the same everywhere
+    (lambda maps: (tokens(maps) @ tokens(maps).mT).softmax(2)[:, None], None),  # attention of positions
+    (lambda maps: (tokens(maps).mT @ tokens(maps)).softmax(2)[:, None], None)]  # of channels
+
+
+@pytest.mark.parametrize(("make", "name"), LAYOUTS)
+def test_a_layout_is_read_in_its_own_order_or_refused(make, name):
+    torch.manual_seed(0)
+    seen = layout.probe((48, 64), torch.device("cpu")).requires_grad_()
+    maps = F.conv2d(F.avg_pool2d(seen, 8), torch.randn(12, 3, 3, 3), padding=1)
+    found = layout.reading_of(make(maps), seen)
+    assert (found and found[0]) == name
+    if found:
+        assert torch.equal(found[1](make(maps)), maps)
