@@ -132,14 +132,6 @@ def test_an_image_does_not_depend_on_its_batch(augment, layout):
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize("size", [3, 9, 251])
-def test_white_stays_white(size):
-    augment = Augmentation(scale=(0.08, 1))
-    drawn = torch.cat([augment.draw(63, size, size, seed=0, epoch=0), rows((0, 0, size, size))])
-    views = augment(torch.ones(64, 3, size, size), drawn)
-    assert 1 - 2e-7 < views.min() <= views.max() == 1  # four weights sum to 1 but for rounding; none is outside
-
-
 @pytest.mark.parametrize(("field", "value"), [
     ("side", 0), ("side", 22.5), ("scale", (0, 1)), ("scale", (0.8, 0.7)), ("scale", (0.7, 1.1)), ("degrees", 5),
     ("scale", (math.nan, 1)), ("ratio", (0, 1)), ("ratio", (2, 1)), ("ratio", (1, math.inf)), ("flip", -0.1),
@@ -147,9 +139,6 @@ def test_white_stays_white(size):
 def test_a_field_that_is_not_valid_is_named(field, value):
     with pytest.raises(ValueError, match=f"Augmentation: expected {field} to be "):
         Augmentation(**{field: value})
-    if field in ("degrees", "shift"):  # with a crop none is allowed, without one not all
-        with pytest.raises(ValueError, match=f"Augmentation: expected {field} to be "):
-            Augmentation(None, **{field: {"degrees": 181, "shift": math.inf}[field]})
 
 
 @pytest.mark.parametrize("shape", [(7, 9), (1, 9), (9, 8), (8,), (8, 3)])

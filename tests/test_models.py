@@ -7,13 +7,11 @@ from torch import nn
 
 from src.models import Backbone, ResNet32, ResNet50, SmallCNN
 from src.saliency import xgradcam
-from tests.conftest import REPOSITORY
 
 SHAPES = {  # of the weights that the official code publishes for 2 classes
     "backbone.0": (16, 3, 3, 3), "backbone.1": (16,), "backbone.3": (16, 16, 3, 3), "backbone.4": (16,),
     "backbone.7": (32, 16, 3, 3), "backbone.8": (32,), "backbone.10": (32, 32, 3, 3), "backbone.11": (32,),
     "linear.0": (256, 512), "linear.1": (256,), "linear.3": (2, 256)}
-WEIGHTS = REPOSITORY.parent / "shared" / "weights"
 
 
 def test_official_weights_have_their_names_and_shapes():
@@ -77,17 +75,6 @@ def test_weights_of_something_else_are_named(resnet, tmp_path, monkeypatch):
         Backbone("resnet19")
 
 
-@pytest.mark.skipif(not WEIGHTS.exists(), reason="the ImageNet weights are not there")
-@pytest.mark.parametrize(("name", "file"), [("mobilenet_v2", "mobilenet_v2_features.pt"),
-                                            ("squeezenet1_1", "squeezenet1_1.pt")])
-def test_backbones_of_torchvision_with_real_weights(name, file):
-    """Of the first, all but the last layer is in the file; of both, that is another for two classes."""
-    model, content = Backbone(name, 2, WEIGHTS / file).eval(), torch.load(WEIGHTS / file, weights_only=True)
-    assert all(torch.equal(model.model.state_dict()[key], value) for key, value in content.items()
-               if key.startswith("features"))
-    assert xgradcam(model, torch.rand(2, 3, 160, 160)).amax((1, 2)).tolist() == pytest.approx([1, 1], abs=1e-3)
-
-
 @pytest.mark.parametrize("name", ["densenet121", "efficientnet_b0", "regnet_y_400mf", "swin_t", "shufflenet_v2_x0_5"])
 def test_backbones_name_their_layer(name):
     torch.manual_seed(0)
@@ -109,11 +96,3 @@ def test_pooling_before_relu_changes_no_bit():
         logits[:, 0].sum().backward()
         results.append([logits.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
-
-
-def test_resnet32_shortcut_has_no_parameters():
-    block = ResNet32().eval().blocks[5]  # the first of 32 channels
-    torch.nn.init.zeros_(block.bn2.weight)  # nothing but the shortcut is left
-    features = torch.rand(1, 16, 8, 8)
-    assert torch.equal(block(features)[:, :16], features[:, :, ::2, ::2])
-    assert not block(features)[:, 16:].any()

@@ -53,16 +53,11 @@ def installed(tmp_path_factory):
     return root / "installed"
 
 
-def test_one_package_is_installed_whole(installed):
+def test_the_package_is_installed_whole_and_works_from_any_folder(installed, tmp_path):
     assert {path.name for path in installed.iterdir()} == {"masktune", "masktune-1.0.0.dist-info"}
-    assert files(installed / "masktune") == files(SRC)
-
-
-def files(root: Path) -> set[Path]:
-    return {path.relative_to(root) for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"}
-
-
-def test_the_method_works_from_any_folder(installed, tmp_path):
+    ours, theirs = ({path.relative_to(root) for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+                    for root in (SRC, installed / "masktune"))
+    assert ours == theirs
     where = python(tmp_path, "-c", REPAIR, PYTHONPATH=str(installed))
     assert where.strip() == str(installed / "masktune" / "__init__.py")
     assert not list(tmp_path.iterdir())
@@ -79,11 +74,6 @@ def imported(path: Path) -> set[Path]:
     return {one for one in found if one.is_file()} - {SRC / "__init__.py"}
 
 
-def layer(path: Path) -> str:
-    """A folder of the package, or a module beside them."""
-    return path.relative_to(SRC).with_suffix("").parts[0]
-
-
 def test_imports_are_relative():
     """Absolute ones would name a package that is called differently once it is installed."""
     for path in FILES:
@@ -93,20 +83,15 @@ def test_imports_are_relative():
             assert not {name.split(".")[0] for name in names} & {"src", "masktune", "tests", "benchmarks"}, path
 
 
-def test_dependencies_point_one_way():
-    """data <- method <- experiments <- notebook; reports read rows and import no experiment.
+ALLOWED = {"datasets": {"datasets", "checks", "files", "masks", "seeding"}, "report": {
+    "report", "datasets", "metrics", "rows", "device", "files", "inference", "masks", "saliency"}}
+FORBIDDEN = {"experiments": {"report"}, "repair": {"experiments"}, "notebook": set()}
 
-    The report of a repair draws itself, and may import the figures when it is asked to.
-    """
-    allowed = {"datasets": {"datasets", "checks", "files", "masks", "seeding"},
-               "report": {"report", "datasets", "metrics", "rows", "device", "files", "inference", "masks", "saliency"}}
-    for path in FILES:
-        reaches = {layer(one) for one in imported(path)}
-        if layer(path) in allowed:
-            assert reaches <= allowed[layer(path)], path
-        elif layer(path) == "experiments":
-            assert "report" not in reaches, path
-        elif layer(path) == "repair":
-            assert "experiments" not in reaches, path
-        elif layer(path) != "notebook":
-            assert not reaches & {"experiments", "report"}, path
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_dependencies_point_one_way(path):
+    """data <- method <- experiments <- notebook; reports read rows and import no experiment."""
+    reaches = {one.relative_to(SRC).with_suffix("").parts[0] for one in imported(path)}
+    part = path.relative_to(SRC).with_suffix("").parts[0]
+    assert reaches <= ALLOWED.get(part, reaches)
+    assert part in ALLOWED or not reaches & FORBIDDEN.get(part, {"experiments", "report"})

@@ -6,12 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from src.checkpoint import _pack, _resume, _unpack
 from src.datasets.spurious import SQUARE, SpuriousSquare
 from src.masking import hottest
 from src.masks import Masks
-from src.state import State, digest
-from src.training import epoch_batches, sgd
+from src.state import digest
+from src.training import epoch_batches
 
 settings.register_profile("quick", max_examples=50, deadline=None)
 settings.load_profile("quick")
@@ -67,37 +66,6 @@ def test_an_epoch_visits_every_image_once(n, batch_size, seed, epoch, order):
     assert {len(batch) for batch in batches[:-1]} <= {batch_size}
     assert len(batches[-1]) <= batch_size + 1
     assert len(batches[-1]) > 1 or n == 1 or batch_size == 1
-
-
-numbers = st.floats(allow_nan=False) | st.integers(-10 ** 9, 10 ** 9)
-histories = st.dictionaries(st.text(max_size=8), st.lists(numbers, max_size=5), max_size=4)
-
-
-@given(histories, st.integers(0, 8), st.booleans(), st.data())
-def test_a_checkpoint_gives_back_what_it_was_given(tmp_path_factory, history, epoch, selects, data):
-    def fresh() -> State:
-        model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-        return State(model, sgd(model, 0.9, 0), parents={"erm": "of these weights"})
-
-    state = fresh()
-    for group in state.optimizer.param_groups:
-        group["lr"] = 0.1
-    state.model(torch.rand(4, 3)).square().sum().backward()
-    state.optimizer.step()
-    shape = data.draw(hnp.array_shapes(min_dims=3, max_dims=3, max_side=11))
-    state.masks = Masks.of(torch.from_numpy(data.draw(hnp.arrays(bool, shape))))
-    state.epoch, state.history = epoch, history
-    if selects:
-        state.keep_if_best(0.5)
-    path = tmp_path_factory.mktemp("round") / "state.pt"
-    path.write_bytes(_pack(state, {"lr": 0.1}, whole=True))
-    back = fresh()
-    assert _resume(back, path, {"lr": 0.1}, epochs=9) == f"continues after {epoch} epochs"
-    assert back.digest() == state.digest()
-    assert torch.equal(back.masks[:], state.masks[:])
-    assert (back.epoch, back.history) == (epoch, history)
-    assert digest(back.best) == digest(state.best)
-    assert _unpack(path)["parents"]["masks"] == back.parents["masks"] == digest(state.masks)
 
 
 @given(hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=11)), st.data())
