@@ -71,6 +71,8 @@ def listed(text):
 
 @pytest.mark.parametrize(("spoil", "word"), [
     (lambda root: (root / "masks" / "gull" / "03.png").unlink(), r"03\.png is missing"),
+    (lambda root: Image.new("L", (7, 7), 255).save(root / "masks" / "gull" / "03.png"), r"03\.png to mark some pixels"),
+    (lambda root: Image.new("L", (40, 30)).save(root / "masks" / "gull" / "03.png"), r"03\.png to mark .*got none"),
     (lambda root: Image.new("RGB", (9, 9)).save(root / "objects" / "gull" / "03.png"), "one image of each name"),
     (lambda root: [path.unlink() for path in (root / "forest").glob("*[1-9].png")], r"more scenes in .*forest"),
     (listed("folder,label\n"), "split"), (listed("folder,label,split\nwren,2,train\n"), "got '2' for wren"),
@@ -79,23 +81,17 @@ def listed(text):
 def test_material_that_is_not_whole_is_named(spoil, word, material):
     spoil(material)
     with pytest.raises((FileNotFoundError, ValueError), match=word):
-        planned(material)
+        compose(material / "out", planned(material), side=32, seed=0)
 
 
 def test_the_command(material):
-    def run(*scenes: str) -> subprocess.CompletedProcess:
-        arguments = [sys.executable, "-m", "src.datasets.compose", material / "out", "--objects", material / "objects",
-                     "--masks", material / "masks", "--classes", material / "classes.csv", "--side", "32", "--scenes"]
-        return subprocess.run([*map(str, arguments), *scenes], cwd=REPOSITORY, text=True, capture_output=True,
-                              check=False)
-
-    assert "expected --scenes NAME=DIR" in run(str(material / "forest"), str(material / "sea")).stderr
     (material / "classes.csv").write_text("folder,label,split\ngull,1,train\nwren,0,val\nduck,1,2\n")
     for path in (material / "objects" / "wren").glob("0[2-9].jpg"):
         path.unlink()
-    done = run(f"forest={material / 'forest'}", f"sea={material / 'sea'}")
-    assert done.returncode == 0, done.stderr
-    assert "train: [0, 0, " in done.stdout
-    Image.new("L", (7, 7), 255).save(material / "masks" / "gull" / "03.png")
-    (material / "out").rename(material / "away")
-    assert "03.png to mark some pixels of" in run(f"forest={material / 'forest'}", f"sea={material / 'sea'}").stderr
+    arguments = [sys.executable, "-m", "src.datasets.compose", material / "out", "--objects", material / "objects",
+                 "--masks", material / "masks", "--classes", material / "classes.csv", "--side", "32", "--scenes"]
+    for names, code, said in (("", ""), 2, "expected --scenes NAME=DIR"), (("f=", "s="), 0, "train: [0, 0, "):
+        scenes = [f"{name}{material / folder}" for name, folder in zip(names, ("forest", "sea"), strict=True)]
+        done = subprocess.run([*map(str, arguments), *scenes], cwd=REPOSITORY, text=True, capture_output=True,
+                              check=False)
+        assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stderr

@@ -12,44 +12,28 @@ from src.datasets import SQUARE, DataUnavailable, SpuriousDigits, SpuriousMNIST,
 from src.datasets.spurious import MD5
 from tests.conftest import REPOSITORY
 
-BLUE = torch.tensor([0, 0, 255], dtype=torch.uint8).view(3, 1, 1)
-
-
-def squares_seen(images):
-    """(N,) bool, read off the pixels alone."""
-    return (images[:, :, :SQUARE, :SQUARE] == BLUE).flatten(1).all(1)
-
-
-def test_digit_order_takes_the_last_of_class_0_and_the_first_of_class_1():
-    data = SpuriousDigits(train=True, class_mix_ratio=0.01, mix_order="digit")
-    without = torch.nonzero((data.labels == 0) & ~data.squares).flatten()
-    carrying = torch.nonzero((data.labels == 1) & data.squares).flatten()
-    assert without.tolist() == torch.nonzero(data.digits == 4).flatten()[-len(without):].tolist()
-    assert carrying.tolist() == torch.nonzero(data.digits == 5).flatten()[:len(carrying)].tolist()
-
 
 def test_mnist_counts_by_digit_and_at_random(mnist_root):
     by_digit = SpuriousMNIST(mnist_root, train=True, mix_order="digit", download=False)
     assert by_digit.digits[by_digit.conflicting].bincount(minlength=10).tolist() == [0, 0, 0, 0, 306, 294, 0, 0, 0, 0]
+    for digit, chosen in ((4, slice(-306, None)), (5, slice(294))):  # the last of class 0, the first of class 1
+        assert by_digit.conflicting[by_digit.digits == digit][chosen].all()
     random = SpuriousMNIST(mnist_root, train=True, download=False)
     assert random.groups.bincount().tolist() == by_digit.groups.bincount().tolist() == [306, 30290, 29110, 294]
     assert (random.digits[random.conflicting].bincount(minlength=10) > 0).all()
 
 
 def test_definitions_of_test_sets_and_groups():
+    """What `test_properties` says of any digits, and of these: how many, and which pixels are known."""
     raw, malicious = (SpuriousDigits(train=False, test_set=name) for name in ("raw", "malicious"))
-    assert not squares_seen(raw.images).any()
-    assert torch.equal(squares_seen(malicious.images), malicious.digits >= 5)
     data = SpuriousDigits(train=True, class_mix_ratio=0.2)
+    corner = torch.zeros(28, 28, dtype=torch.bool)
+    corner[:SQUARE, :SQUARE] = True
     for one in (raw, malicious, data):
-        assert torch.equal(one.squares, squares_seen(one.images))
-        assert torch.equal(one.labels, (one.digits >= 5).long())
-        assert torch.equal(one.groups, 2 * one.labels + one.squares)
-        corner = torch.zeros(28, 28, dtype=torch.bool)
-        corner[:SQUARE, :SQUARE] = True
-        assert torch.equal(one.known[:], one.squares[:, None, None] & corner)
-    assert len(data) == 1347
-    assert len(raw) == 450
+        blue = (one.images == torch.tensor([0, 0, 255]).view(3, 1, 1)).all(1)
+        assert torch.equal(one.known[:], blue & corner)
+        assert torch.equal(one.squares, one.known[:].any(2).any(1))
+    assert (len(data), len(raw), len(malicious)) == (1347, 450, 450)
 
 
 def test_same_arguments_same_tensors_and_other_seed_other_squares():

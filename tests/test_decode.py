@@ -51,14 +51,12 @@ def decoded(monkeypatch):
     return names
 
 
-def one_by_one(paths: list[Path], view: View = VIEW) -> torch.Tensor:
-    return torch.stack([decode(path, view) for path in paths])
-
-
-def check(paths: list[Path], file: Path, view: View = VIEW) -> None:
+def check(paths: list[Path], file: Path, view: View = VIEW) -> torch.Tensor:
     """The pixels are right, and nothing is left that does not belong there."""
-    assert torch.equal(cached(paths, view, file), one_by_one(paths, view))
+    images = cached(paths, view, file)
+    assert torch.equal(images, torch.stack([decode(path, view) for path in paths]))
     assert {path.name for path in file.parent.iterdir() if path.suffix != ".lock"} == {file.name, f"{file.name}.json"}
+    return images
 
 
 def interrupt(*_arguments: object) -> None:
@@ -69,8 +67,7 @@ def interrupt(*_arguments: object) -> None:
 def test_decoded_once_in_order(system, paths, file, decoded, monkeypatch):
     for name in ("MAP_PRIVATE", "MAP_SHARED", "PROT_READ", "PROT_WRITE") if system == "Windows" else ():
         monkeypatch.delattr(mmap, name)
-    images = cached(paths, VIEW, file)
-    assert torch.equal(images, one_by_one(paths))
+    images = check(paths, file)
     images[0] = 0  # stays in memory
     check(paths, file)
     monkeypatch.setattr(module, "locked", interrupt)  # a finished file is read from a folder that takes no lock
@@ -91,11 +88,8 @@ def test_threads_share_the_work_and_leave_torch_as_it_was(paths, file, monkeypat
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     torch.set_num_threads(3)
     cached(paths, VIEW, file)
-    later = threading.Thread(target=lambda: seen.add(-torch.get_num_threads()))
-    later.start()
-    later.join()
+    assert (seen, torch.get_num_threads()) == ({1}, 3)  # one each, or each would start as many again
     torch.set_num_threads(before)
-    assert seen == {1, -3}  # one each, or each would start as many again; threads yet to come have what was set
 
 
 @pytest.mark.skipif(not OVERCOMMIT.exists() or OVERCOMMIT.read_text() == "2\n", reason="the system promises no more")
@@ -125,7 +119,8 @@ def test_an_unreadable_image_is_named(kind, paths, file, monkeypatch):
 
 
 def test_a_change_builds_it_anew_and_leaves_maps_alone(paths, file, decoded, tmp_path):
-    old, before = cached(paths, VIEW, file), one_by_one(paths)
+    old = check(paths, file)
+    before = old.clone()
     paths = [shutil.copytree(path.parent, tmp_path / "moved" / path.parent.name, dirs_exist_ok=True) / path.name
              for path in paths]  # with the times that the files have
     check(paths, file)
@@ -149,10 +144,8 @@ def test_a_change_builds_it_anew_and_leaves_maps_alone(paths, file, decoded, tmp
 def test_a_file_of_another_kind_is_refused_and_left_alone(kind, index, paths, file, decoded):
     if kind == "nothing" and index is None:
         return
-    file.parent.mkdir()
-    if kind == "folder":
-        (file / "inside").mkdir(parents=True)
-    elif kind == "file":
+    (file / "inside" if kind == "folder" else file.parent).mkdir(parents=True)
+    if kind == "file":
         file.write_text("mine")
     if index is not None:
         file.with_name("train.bin.json").write_text(index)

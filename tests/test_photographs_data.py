@@ -103,9 +103,6 @@ def test_celeba(kaggle, tmp_path):
     assert [path.name for path in train.paths] == ["000001.jpg", "000002.jpg", "000003.jpg"]
     assert (train.labels.tolist(), train.groups.tolist()) == ([0, 0, 1], [0, 1, 3])
     assert load("CelebA", "val", root=tmp_path, view=View(16, 16)).images.shape == (1, 3, 16, 16)
-    train.paths[0].unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 images are missing.*mmlab"):
-        open_files("CelebA", root=tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "attributes", "partition", "word"), [
@@ -141,6 +138,3 @@ def test_imagenet9(tmp_path):
     folder.rename(folder.with_name("00_other"))  # a test set with other classes
     with pytest.raises(ValueError, match=r"the 9 classes of .*train"):
         ImageNet9(tmp_path, "mixed_rand")
-    folder.with_name("00_other").rename(tmp_path / "gone")
-    with pytest.raises(ValueError, match="the 9 classes of"):
-        ImageNet9(tmp_path)

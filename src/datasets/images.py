@@ -135,8 +135,7 @@ def load_dataset(data: Dataset | DataLoader | Sequence, side: int | tuple[int, i
         mean, std: of the normalisation that the floats went through, which is undone.
 
     Raises:
-        TypeError: it is no data set with items by number.
-        ValueError: an item is not of that kind; it is named by its index.
+        TypeError, ValueError: it is no such data set, or an item is not of that kind; it is named by its index.
     """
     loader, data = data, data.dataset if isinstance(data, DataLoader) else data
     if isinstance(data, (str, Mapping)) or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
