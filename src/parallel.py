@@ -1,8 +1,8 @@
 """Several processes at one training, as `torchrun` starts them: who does what, and what they share.
 
 A global batch is dealt out, one slice to each process; the loss and the gradient see the whole of it (DDP), and so does
-BatchNorm on GPUs (SyncBatchNorm). On a CPU, BatchNorm's statistics are each process's own, until the first's are taken
-at the end of an epoch. Without torchrun, everything here does nothing.
+BatchNorm on GPUs (SyncBatchNorm). On a CPU, its statistics are those of the first process's slices. Without torchrun,
+everything here does nothing.
 """
 
 import os
@@ -107,8 +107,8 @@ def joined(model: nn.Module) -> Iterator[nn.Module]:
     for parent, name, norm in norms:  # SyncBatchNorm shares weights and statistics with the one that it stands for
         setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(norm))
     try:
-        yield DistributedDataParallel(model, broadcast_buffers=False, static_graph=True)
-        for buffer in model.buffers():
+        yield DistributedDataParallel(model, static_graph=True)
+        for buffer in model.buffers():  # which DDP takes from the first process before each step, not after the last
             dist.broadcast(buffer, 0)
     finally:
         for parent, name, norm in norms:

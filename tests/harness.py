@@ -1,6 +1,8 @@
-"""A real training on the digits in a process of its own, to be killed, and faults to plant in it."""
+"""Real trainings on the digits in processes of their own: to be killed, with planted faults, or under torchrun.
 
-import io
+`python -m tests.harness FOLDER` is one training, alone or in the processes of torchrun.
+"""
+
 import os
 import signal
 import sys
@@ -10,26 +12,33 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import SimpleNamespace
 
 import sklearn.datasets  # noqa: F401  imported once for all processes
 import torch
 from tqdm import tqdm
 
-from src import checkpoint
+from src import checkpoint, parallel
+from src.datasets import Images
 from src.device import prepare
 from src.experiments import stages
-from src.experiments.recipes import DIGITS, FineTune
+from src.experiments.recipes import DIGITS, FineTune, Places
+from src.masks import Masks
 from src.state import digest
 
 SETTING = replace(DIGITS[0], erm=replace(DIGITS[0].erm, epochs=3, lr_halved_every=1),
                   finetune=FineTune(iterations=2, accumulate=True))
-IMAGES = 320  # of the 1,347, to be quick: ten steps an epoch
 FAULTS = ("before the file", "half written", "before fsync", "before replace", "after replace")
 load_data = stages.load_data
 
 context = get_context("forkserver")  # torch is imported once, and each process is forked from a clean one
 context.set_forkserver_preload(["tests.harness"])
+
+
+def first_images(*arguments: object, count: int = 320) -> Images:
+    """What `load_data` gives, cut short, to be quick: ten steps an epoch instead of 43."""
+    data = load_data(*arguments)
+    return Images(data.images[:count], data.labels[:count], data.classes, data.groups[:count], data.group_names,
+                  Masks.of(data.known[:count]))
 
 
 def train(folder: Path, ready: Connection, fault: str | None = None, write: int = 0) -> None:
@@ -39,52 +48,39 @@ def train(folder: Path, ready: Connection, fault: str | None = None, write: int 
     sys.stdout = (folder / "log").open("a", buffering=1)
     sys.stderr = (folder / "errors").open("a", buffering=1)
     tqdm.set_lock(threading.RLock())  # its own would be a semaphore that a killed process leaves behind
-    stages.CHECKPOINTS = folder
     stages.load_data = first_images
     pack = checkpoint._pack
     checkpoint._pack = lambda state, config, whole: pack(state, config, whole=True)  # to compare optimizers, too
     if fault is not None:
         plant(fault, write)
     ready.send("ready")
-    stages.run(SETTING, seed=0)
-
-
-def first_images(*arguments: object, count: int = IMAGES) -> SimpleNamespace:
-    """What `load_data` gives, cut short."""
-    data = load_data(*arguments)
-    return SimpleNamespace(**{name: getattr(data, name)[:count] for name in ("images", "labels", "squares")})
+    stages.run(Places(folder), SETTING, seed=0)
 
 
 def plant(fault: str, write: int) -> None:
     """Kill this process at one moment of its write number `write`, counted from 0."""
     writes = -1
-    real = {name: getattr(os, name) for name in ("fdopen", "fsync", "replace")}
 
     def reach(moment: str) -> None:
         if writes == write and fault == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    class Half(io.FileIO):
-        def write(self, content: bytes) -> None:
-            super().write(content[:len(content) // 2])
-            reach("half written")
-
-    def fdopen(handle: int, mode: str) -> io.IOBase:
+    def write_bytes(path: Path, content: bytes) -> None:
         nonlocal writes
         writes += 1
         reach("before the file")
-        return Half(handle, mode) if writes == write and fault == "half written" else real["fdopen"](handle, mode)
+        with path.open("wb", buffering=0) as file:
+            file.write(content[:len(content) // 2])
+            reach("half written")
+            file.write(content[len(content) // 2:])
 
-    def fsync(handle: int) -> None:
-        reach("before fsync")
-        real["fsync"](handle)
+    def surround(function, before: str, after: str = "") -> None:
+        real = getattr(os, function)
+        setattr(os, function, lambda *arguments: (reach(before), real(*arguments), reach(after)))
 
-    def swap(*paths: Path | str) -> None:
-        reach("before replace")
-        real["replace"](*paths)
-        reach("after replace")
-
-    os.fdopen, os.fsync, os.replace = fdopen, fsync, swap
+    Path.write_bytes = write_bytes
+    surround("fsync", "before fsync")
+    surround("replace", "before replace", "after replace")
 
 
 def start(folder: Path, fault: str | None = None, write: int = 0) -> BaseProcess:
@@ -101,3 +97,26 @@ def results(folder: Path) -> dict[str, str]:
     """The content of each checkpoint by name: weights, optimizer, masks, history. Nothing else may be left there."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in ("", ".lock"))
     return {path.name: digest(torch.load(path, weights_only=True)) for path in files}
+
+
+def double(number: int) -> tuple[int, int, int]:
+    """Twice a number, with the process and its threads; an error if it is negative, or this process torchrun's."""
+    if number < 0 or "WORLD_SIZE" in os.environ:
+        raise ValueError(f"{number} is negative")
+    return 2 * number, os.getpid(), torch.get_num_threads()
+
+
+def main(folder: Path, dies: str = "") -> None:
+    """ERM and MaskTune on 309 images in batches of 32, the last of 21; process 1 kills itself if told so."""
+    prepare()
+    parallel.start()
+    stages.load_data = lambda *arguments: first_images(*arguments, count=309)
+    if dies and parallel.rank() == 1:
+        deal, calls = parallel.deal, iter(range(2))
+        parallel.deal = lambda batches: deal(batches) if next(calls) == 0 else os.kill(os.getpid(), signal.SIGKILL)
+    stages.run_all((SETTING,), seeds=(0,), places=Places(folder))
+    parallel.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

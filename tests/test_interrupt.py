@@ -2,11 +2,9 @@
 
 import os
 import random
-import re
 import signal
 import time
 from contextlib import suppress
-from itertools import pairwise
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -35,33 +33,25 @@ def finish(folder: Path, expected: dict[str, str], process: BaseProcess | None =
 
 
 @pytest.mark.parametrize(("number", "times"), [
-    (signal.SIGKILL, 12), (signal.SIGINT, 4), (signal.SIGTERM, 4),
-    pytest.param(signal.SIGKILL, 200, marks=pytest.mark.long)])
+    (signal.SIGKILL, 12), (signal.SIGINT, 4), pytest.param(signal.SIGKILL, 200, marks=pytest.mark.long)])
 def test_stopped_at_random_moments(number, times, tmp_path, straight):
     """Stopped so many times, wherever that is; each run that comes to its end is compared, and another begun."""
-    moments, stopped, runs, said = random.Random(times), 0, 0, ""
-    while True:
+    moments, stopped, runs = random.Random(times), 0, 0
+    while stopped < times:
         folder = tmp_path / str(runs)
         folder.mkdir(exist_ok=True)
         process = harness.start(folder)
-        if stopped < times:
-            process.join(moments.uniform(0, straight[1] / 2))
-            with suppress(ProcessLookupError):  # it has just ended
-                os.kill(process.pid, number)
+        process.join(moments.uniform(0, straight[1] / 2))
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(process.pid, number)
         process.join()
         if process.exitcode:
             assert process.exitcode == (1 if number == signal.SIGINT else -number), (folder / "errors").read_text()
             stopped += 1
-            continue
-        said += finish(folder, straight[0], process)
-        runs += 1
-        if stopped == times:
-            break
+        if process.exitcode == 0 or stopped == times:
+            finish(folder, straight[0])
+            runs += 1
     print(f"stopped {stopped} times of {times} tried, {runs} runs compared bit for bit")
-    events = re.findall(r"(\S+)-seed0: (starts|continues|interrupted)\D*(\d*)", said)
-    for (stage, what, saved), (next_stage, _, found) in pairwise(events):
-        if what == "interrupted" and next_stage == stage == "digits-random/erm":
-            assert int(found or 0) == int(saved)  # what was saved is found
 
 
 @pytest.mark.parametrize("fault", harness.FAULTS)
@@ -75,17 +65,12 @@ def test_killed_inside_a_write(fault, tmp_path, straight):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_two_processes_at_one_stage(tmp_path, straight):
-    first, second = harness.start(tmp_path), harness.start(tmp_path)
-    finish(tmp_path, straight[0], first)
-    said = finish(tmp_path, straight[0], second)
-    assert "another process is at work on it; waiting" in said
-    assert said.count("starts") == 2  # nothing is trained twice
-
-
-def test_a_killed_process_frees_its_stage(tmp_path, straight):
-    first = harness.start(tmp_path)
+def test_two_processes_at_one_stage_and_a_killed_one_frees_it(tmp_path, straight):
+    """Nothing is trained twice; the third goes on where the first was killed."""
+    first, second, third = (harness.start(tmp_path) for _ in range(3))
     time.sleep(0.2)
-    second = harness.start(tmp_path)
     first.kill()
     finish(tmp_path, straight[0], second)
+    said = finish(tmp_path, straight[0], third)
+    assert "another process is at work on it; waiting" in said
+    assert said.count("masktune-seed0: starts") == 1

@@ -5,19 +5,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
 
+from src import parallel
 from src.device import cpu_threads
 from src.experiments import stages, workers
+from src.experiments.recipes import Places
 from src.experiments.workers import side_by_side
 from src.state import digest
 from tests.conftest import REPOSITORY
-from tests.harness import results
-from tests.processes import SETTING, double
+from tests.harness import SETTING, double, results
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -35,88 +37,102 @@ from src import inference, masktune, parallel, training
 from src.augmentation import Augmentation
 from src.datasets import Images
 from src.device import prepare
-from src.experiments.stages import load_data, new_model
+from src.experiments.stages import new_model
+from src.experiments.workers import side_by_side
 from src.masking import find_masks, random_masks
 from src.state import State
-from tests.processes import SETTING
+from tests.harness import SETTING, Places, load_data
 
 prepare()
 torch.set_num_threads(1)
 parallel.start()
-data, model = load_data(SETTING.erm), new_model(0)
+data, model = load_data(Places(), SETTING.erm), new_model(0)
 seen = find_masks(model, data.images, batch_size=100).bits, inference.infer(model, data.images, batch_size=100)
+few = Images(data.images[:309], data.labels[:309], ("low", "high"))  # in batches of 32, the last of 21
 
 torch.manual_seed(0)
-own = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                    nn.Linear(8, 2)).double()
-few = Images(data.images[:309], data.labels[:309], ("low", "high"))
-repaired, report = masktune(own, few, layer="2", lr=0.01, batch_size=32, tests={"again": few})
+own = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).double()
+repaired, report = masktune(own, few, layer="1", lr=0.01, batch_size=32, tests={"again": few})
 
+for name, part in list(model.named_modules()):  # on a CPU, its statistics are each process's own
+    if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+        model.set_submodule(name, nn.Identity())
 pixels = inference.pixels
 inference.pixels = training.pixels = lambda *arguments: pixels(*arguments).double()
 state = State(model.double(), training.sgd(model, 0.9, 1e-4))
 trained = training.train_epoch(
-    state, data.images[:309], data.labels[:309], masks=random_masks(309, 28, seed=0, epoch=0), lr=0.01, batch_size=32,
-    seed=0, augmentation=Augmentation(side=28))
+    state, few.images, few.labels, masks=random_masks(309, 28, seed=0, epoch=0), lr=0.01, batch_size=32, seed=0,
+    augmentation=Augmentation(side=28))
+refused = ""
+try:
+    list(side_by_side(abs, [1], "studies"))
+except RuntimeError as error:
+    refused = str(error)
 if parallel.leads():
     torch.save((seen, (state.model.state_dict(), state.optimizer.state_dict()["state"], trained),
-                (repaired.state_dict(), report.hidden, report.after["again"].average)), sys.argv[1])
+                (repaired.state_dict(), report.hidden, report.after["again"].average), refused), sys.argv[1])
 parallel.stop()
 """
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """What the script finds in one process, and in two."""
-    folder, found = tmp_path_factory.mktemp("script"), []
-    (folder / "script.py").write_text(SCRIPT)
+def test_two_processes_do_as_one(tmp_path):
+    """The same masks and logits; in double precision weights, momentum, loss and accuracy; a repair; no studies."""
+    found = []
+    (tmp_path / "script.py").write_text(SCRIPT)
     for launcher in ((), TORCHRUN):
-        done = start(*launcher, folder / "script.py", folder / "found.pt")
+        done = start(*launcher, tmp_path / "script.py", tmp_path / "found.pt")
         assert done.returncode == 0, done.stderr[-3000:]
-        found.append(torch.load(folder / "found.pt", weights_only=True))
-    return found
-
-
-def test_masks_and_logits_by_shards_are_exactly_those_of_one_process(both):
-    (one, *_), (two, *_) = both
-    assert one[0].any()
-    assert digest(one) == digest(two)
-
-
-def test_two_processes_train_as_one(both):
-    """In double precision: the same weights, momentum, BatchNorm statistics, loss and accuracy after an epoch."""
-    (_, one, _), (_, two, _) = both
+        assert "deprecated" not in done.stderr
+        found.append(torch.load(tmp_path / "found.pt", weights_only=True))
+    (seen, *one, _), (also_seen, *two, refused) = found
+    assert seen[0].any()
+    assert digest(seen) == digest(also_seen)
     torch.testing.assert_close(two, one, rtol=1e-6, atol=1e-9)
-    assert one[0]["backbone.1.num_batches_tracked"] == 10
-
-
-def test_a_classifier_of_ones_own_is_repaired_by_two_processes_as_by_one(both):
-    (*_, one), (*_, two) = both
-    torch.testing.assert_close(two, one, rtol=1e-6, atol=1e-9)
-    assert one[0]["1.num_batches_tracked"] == 10
-    assert one[1] > 0.001
+    assert one[1][1] > 0.001  # hidden
+    assert "without torchrun" in refused
 
 
 def test_a_killed_process_ends_all_and_the_run_goes_on_to_the_same_bits(tmp_path):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    killed = start(*TORCHRUN, "-m", "tests.processes", resumed, "dies")
+    killed = start(*TORCHRUN, "-m", "tests.harness", resumed, "dies")
     assert killed.returncode != 0
     assert [path.name for path in resumed.rglob("*.pt")] == ["erm-seed0.pt"]
     for folder, said in ((straight, "starts"), (resumed, "continues after 1 epochs")):
-        done = start(*TORCHRUN, "-m", "tests.processes", folder)
+        done = start(*TORCHRUN, "-m", "tests.harness", folder)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count(f"erm-seed0: {said}") == 1  # the first process speaks for all
         saved = torch.load(folder / SETTING.name / "masktune-seed0.pt", weights_only=True)
-        assert saved["model"]["backbone.1.num_batches_tracked"] == 4 * 10
+        assert saved["model"]["backbone.1.num_batches_tracked"] == 5 * 10
     assert results(resumed) == results(straight)
+
+
+def test_torchs_own_batchnorm_is_joined_on_gpus_and_another_refused(monkeypatch):
+    """On tensors that only say that they are on a GPU."""
+    class WithReLU(nn.BatchNorm2d):
+        """As timm's BatchNormAct2d."""
+
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    monkeypatch.setattr(parallel, "DistributedDataParallel", lambda model, **_: model)
+    monkeypatch.setattr(parallel.dist, "broadcast", lambda *_: None)
+    with FakeTensorMode():
+        plain, other = (nn.Sequential(kind(3, track_running_stats=False, device="cuda"))
+                        for kind in (nn.BatchNorm2d, WithReLU))
+        with parallel.joined(plain) as model:
+            assert type(model[0]) is nn.SyncBatchNorm
+        assert type(plain[0]) is nn.BatchNorm2d
+        with pytest.raises(ValueError, match="WithReLU"), parallel.joined(other):
+            pass
 
 
 # Side by side
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_all_results_come_or_the_first_error(processes, capfd):
-    """Each from one thread, in other processes if there are several; none of them stays."""
+def test_all_results_come_or_the_first_error(processes, monkeypatch):
+    """Each from one thread, in other processes if there are several; none of them stays, none is torchrun's."""
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    if processes == 2:
+        monkeypatch.setenv("WORLD_SIZE", "2")
     with cpu_threads(2):
         found = list(side_by_side(double, range(4), "doubles", processes))
         assert torch.get_num_threads() == 2
@@ -125,11 +141,9 @@ def test_all_results_come_or_the_first_error(processes, capfd):
     assert sorted(number for number, *_ in found) == [0, 2, 4, 6]
     assert {threads for *_, threads in found} == {1}
     assert (os.getpid() in {process for _, process, _ in found}) == (processes == 1)
-    deadline = time.monotonic() + 60
-    while multiprocessing.active_children() and time.monotonic() < deadline:
-        time.sleep(0.05)  # the pool's own thread may have met the end of one, and not yet said so
-    assert not multiprocessing.active_children()
-    assert ("4 tasks in 2 processes, CPU threads each: 1" in capfd.readouterr().out) == (processes == 2)
+    for process in multiprocessing.active_children():
+        process.join(60)
+        assert not process.is_alive()
 
 
 LINGER = """
@@ -151,18 +165,15 @@ def test_processes_end_with_their_parent(number):
 
 def test_stages_trained_side_by_side_are_those_of_one_process(setting, trained, tmp_path, monkeypatch, capfd):
     """The same files, and loaded in this process afterwards."""
-    monkeypatch.setattr(stages, "CHECKPOINTS", tmp_path)
     monkeypatch.setattr(workers, "cores", lambda: 2)
+    places = Places(tmp_path)
     with cpu_threads(2):
-        runs = stages.run_all((setting,), seeds=(0, 1))
-    assert [one.seed for one in runs] == [0, 1]
+        runs = stages.run_all((setting,), seeds=(0, 1), places=places)
     assert runs[0].finetuned.digest() != runs[1].finetuned.digest()
     there, here = results(trained[1]), results(tmp_path)
     assert {name: here[name] for name in there if "seed0" in name} == there
-    said = capfd.readouterr().out
-    assert said.count("starts") == 4
-    assert "2 of 2 runs are to be trained, or go on: at most 0.0 hours" in said
+    assert capfd.readouterr().out.count("starts") == 4
     monkeypatch.setattr(stages, "train_epoch", None)  # any training would fail
-    again = stages.run_all((setting,), seeds=(0, 1))
+    again = stages.run_all((setting,), seeds=(0, 1), places=places)
     assert not capfd.readouterr().out
     assert [one.finetuned.digest() for one in again] == [one.finetuned.digest() for one in runs]

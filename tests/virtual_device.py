@@ -1,17 +1,15 @@
 """A virtual device: it computes on the CPU, bit for bit, and is as strict as CUDA about what lies where.
 
-    with virtual_device() as device:
+    with gpu() as device:
         model.to(device.name)
         ...
-    device.events  # where the host waited for the device, and what it uploaded
+    device.events  # "sync" where the host waited for the device, "upload" for what it uploaded
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -20,22 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "virtual"
-SRC = str(Path(__file__).parents[1] / "src")
 aten = torch.ops.aten
 COPIES = {aten._to_copy, aten.copy_}  # the operations that cross from one device to the other
 INDEXED = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 NO_SCALARS = {aten.cat, aten.stack, aten._fused_sgd_, aten._fused_adam_}  # refuse even a scalar of the CPU
 SYNCS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.bincount, aten.repeat_interleave,
          aten._unique2, aten.unique_dim, aten.unique_consecutive}  # the host waits for the result, or for its shape
-
-
-class Event(NamedTuple):
-    """A moment at which the host waits. CUDA makes it wait for an upload, too, if that is not from pinned memory."""
-
-    kind: str  # "sync" or "upload"
-    operation: str
-    function: str  # of src/, the innermost one
-    line: str  # "training.py:174"
 
 
 class VirtualTensor(Tensor):
@@ -51,9 +39,6 @@ class VirtualTensor(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         raise RuntimeError(f"{func}: the virtual device is switched off")
-
-    def __repr__(self) -> str:
-        return f"{NAME}: {self.inner!r}"
 
     def tolist(self) -> list:
         return self.cpu().tolist()
@@ -88,14 +73,8 @@ class VirtualDevice(TorchDispatchMode):
         if here or ours:
             self.check(func, args, kwargs, tensors, here)
         result = func(*inner, **named)
-
-        def wrap(tensor: Tensor) -> Tensor:
-            outer = ours.get(id(tensor))  # of an operation in place
-            if outer is not None and outer.shape != tensor.shape:
-                raise RuntimeError(f"{func} changes a shape in place; a tensor of the virtual device keeps its own")
-            return VirtualTensor(tensor) if outer is None else outer
-
-        return _changed(wrap, result) if here else result
+        # an operation in place gives the tensor that it was given
+        return _changed(lambda tensor: ours.get(id(tensor), VirtualTensor(tensor)), result) if here else result
 
     def check(self, func, args: tuple, kwargs: dict, tensors: list[Tensor], here: bool) -> None:
         """Raise what CUDA would raise, else note whether the host waits."""
@@ -104,28 +83,21 @@ class VirtualDevice(TorchDispatchMode):
             raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu'")
         if packet in COPIES:
             if here != isinstance(args[packet is aten.copy_], VirtualTensor):  # the source
-                self.note("upload" if here else "sync", packet)
+                self.events.append("upload" if here else "sync")
             return
         if packet in INDEXED:  # by indices of either device, if it is not the CPU's
             for index in (index for index in args[1] if index is not None):
                 if not isinstance(index, VirtualTensor):
-                    self.note("upload", packet)
+                    self.events.append("upload")
                 elif index.dtype in (torch.bool, torch.uint8):
-                    self.note("sync", packet)
+                    self.events.append("sync")
                 theirs = [one for one in theirs if one is not index]
         changed = args[0] if args and func._schema.is_mutable else None
         if len(theirs) < len(tensors) and any(one.dim() or one is changed or packet in NO_SCALARS for one in theirs):
             raise RuntimeError(f"Expected all tensors to be on the same device, but {packet.__name__} found at least "
                                f"two devices, {NAME}:0 and cpu!")
         if packet in SYNCS:
-            self.note("sync", packet)
-
-    def note(self, kind: str, operation: Callable) -> None:
-        frame = sys._getframe()
-        while frame and not frame.f_code.co_filename.startswith(SRC):
-            frame = frame.f_back
-        place = (frame.f_code.co_name, f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}") if frame else ("", "")
-        self.events.append(Event(kind, operation.__name__, *place))
+            self.events.append("sync")
 
 
 def _changed(change: Callable, item: object) -> object:
@@ -148,21 +120,12 @@ def _register() -> torch.library.Library:
 
 
 @contextmanager
-def virtual_device() -> Iterator[VirtualDevice]:
-    """Switch the device on; its tensors are of no use afterwards."""
-    _register()
-    with torch.autograd.set_multithreading_enabled(False), VirtualDevice() as device:  # backward stays in this thread
-        VirtualDevice.active = device
-        try:
-            yield device
-        finally:
-            VirtualDevice.active = None
-
-
-@contextmanager
 def gpu() -> Iterator[VirtualDevice]:
-    """Switch the device on, as the one that the project finds best."""
-    with virtual_device() as device, pytest.MonkeyPatch.context() as patch:
+    """Switch the device on, as the one that the project finds best; its tensors are of no use afterwards."""
+    _register()
+    with (torch.autograd.set_multithreading_enabled(False), VirtualDevice() as device,  # backward stays in this thread
+          pytest.MonkeyPatch.context() as patch):
+        patch.setattr(VirtualDevice, "active", device)
         for name, module in list(sys.modules.items()):
             if name.startswith("src.") and hasattr(module, "best_device"):
                 patch.setattr(module, "best_device", lambda: device.name)
