@@ -28,9 +28,8 @@ def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State
                 advance: Callable[[State], dict[str, float]]) -> State:
     """Bring a stage to its last epoch and return it, loaded where it is finished; say where it starts or continues.
 
-    It is saved after every epoch, so an interrupt or a kill loses the epoch under way and nothing else. What only a
-    stage with parents needs to continue (optimizer, masks) is left out of its finished file. Of two processes at one
-    stage, the second waits; those that torchrun started together work at it together, and the first of them writes.
+    It is saved after every epoch, so an interrupt or a kill loses the epoch under way and nothing else. Of two
+    processes at one stage, the second waits; those of torchrun work at it together, and the first of them writes.
 
     Args:
         config: everything that the result depends on, as plain numbers and strings.
@@ -106,7 +105,7 @@ def _resume(state: State, path: Path, config: dict, epochs: int) -> str | None:
 
 
 def _pack(state: State, config: dict, whole: bool) -> bytes:
-    """The file of a state; `whole` keeps what only a stage that goes on needs."""
+    """The file of a state; `whole`: with optimizer and masks, which a finished stage with parents leaves out."""
     masks = {"shape": state.masks.shape, "bits": state.masks.bits} if whole and state.masks is not None else None
     buffer = io.BytesIO()
     torch.save({

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -33,10 +32,7 @@ def room_for(images: Tensor, device: torch.device | None = None) -> torch.device
 
 
 def prepare() -> None:
-    """Set up this process: the same bits at every run, freed memory kept on a CPU.
-
-    Call it before the first CUDA operation: cuBLAS reads its setting once.
-    """
+    """Set up this process, before its first CUDA operation: the same bits at every run, freed memory kept on a CPU."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)  # an operation without such an algorithm says so
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
@@ -50,9 +46,8 @@ def keep_freed_memory(keep: bool) -> None:
     Given back, the activations of every step are faulted in again in the next: half the time of an evaluation.
     """
     with suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0 if keep else 65_536)
-        mallopt(M_TRIM_THRESHOLD, 2 ** 30 if keep else 2 ** 17)
+        for option, kept, usual in ((-4, 0, 65_536), (-1, 2 ** 30, 2 ** 17)):  # M_MMAP_MAX, M_TRIM_THRESHOLD: malloc.h
+            ctypes.CDLL(None).mallopt(option, kept if keep else usual)
 
 
 def cores() -> int:

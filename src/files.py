@@ -17,15 +17,13 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}  # what a f
 @contextmanager
 def ctrl_c_held() -> Iterator[None]:
     """Hold Ctrl-C back until the block has run; Python handles it in the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    noted: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: noted.append(number))
+    main, noted = threading.current_thread() is threading.main_thread(), []
+    before = signal.signal(signal.SIGINT, lambda *_: noted.append(True)) if main else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if main:
+            signal.signal(signal.SIGINT, before)
     if noted:
         signal.raise_signal(signal.SIGINT)
 
@@ -47,9 +45,6 @@ def put_in_place(written: Path, path: Path) -> None:
     with written.open("r+b") as file:
         os.fsync(file.fileno())
     os.replace(written, path)
-
-
-flush_to_disk = os.fsync  # until decode.py leaves it to put_in_place
 
 
 @contextmanager

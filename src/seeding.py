@@ -23,7 +23,7 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 def epoch_order(n: int, seed: int, epoch: int, order: int = 0) -> torch.Tensor:
     """Return the order in which an epoch visits n samples: (n,) int64, a permutation.
 
-    `order` numbers alternatives for the same seed and epoch, to tell what an order does from what the epoch does.
+    `order` numbers alternatives for the same seed and epoch.
     """
     return torch.randperm(n, generator=generator(seed, "order", epoch, *([order] if order else [])))
 

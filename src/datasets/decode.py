@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from tqdm import tqdm
 
-from ..files import flush_to_disk, locked, put_in_place, write_whole
+from ..files import locked, put_in_place, write_whole
 
 CHUNK = 32  # images: what a thread decodes at a time
 FORMAT = "masktune pixels, 3"  # of a file of decoded pixels; count it up when `decode` comes to give other pixels
@@ -140,8 +140,6 @@ def _build(file: Path, paths: Sequence[Path], view: View, made_from: dict) -> No
         with tqdm(total=len(paths), unit="image", leave=False, position=0, desc="decode") as bar:
             for count in pool.map(store, range(0, len(paths), CHUNK)):
                 bar.update(count)
-        with partial.open("r+b") as content:
-            flush_to_disk(content.fileno())
         write_whole(file.with_name(f"{file.name}.json"), json.dumps(made_from).encode())
         put_in_place(partial, file)
     finally:

@@ -13,17 +13,13 @@ from tqdm import tqdm
 from .. import parallel
 from ..device import cores, cpu_threads, prepare
 
-TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT",
-            "TORCHELASTIC_RUN_ID")
-
 
 def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | None = None, threads: int = 1
                  ) -> Iterator:
     """Yield `work(task)` for each task as it is done.
 
     With one thread each, the number of cores decides how long it takes, and nothing else. Of several GPUs, each process
-    has its own. A single task, and all on a single GPU, run in this process, one after another. Interrupted, it ends
-    the other processes; what they have saved stays.
+    has its own. A single task, and all on a single GPU, run in this process. Interrupted, it ends the other processes.
 
     Args:
         work: a function that can be imported, of one argument.
@@ -62,7 +58,7 @@ def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | No
 def _begin(threads: int, started: object) -> None:
     """Set up a worker, which does not live on after its parent, and is alone, whoever started that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; the parent decides
-    for name in TORCHRUN:
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
     os.environ["TQDM_DISABLE"] = "1"  # see `parallel.bars`
     torch.set_num_threads(threads)
