@@ -5,6 +5,7 @@ each image anew, the grad-cam library on NumPy, an optimizer that is not fused, 
 """
 
 import argparse
+import gzip
 import json
 import sys
 import time
@@ -29,6 +30,7 @@ from src.datasets import SQUARE, SpuriousMNIST
 from src.device import best_device, keep_freed_memory, made_with, prepare
 from src.experiments.recipes import MNIST, Places
 from src.experiments.stages import load_data, new_model, run_erm
+from src.files import write_whole
 from src.inference import accuracy, infer
 from src.masking import find_masks
 from src.masks import Masks
@@ -47,7 +49,10 @@ class UsualDataset(Dataset):
     """torchvision's MNIST, each image decoded, coloured, given its square and made a tensor when it is asked for."""
 
     def __init__(self, root: Path, train: bool, squares: Tensor, masks: np.ndarray | None = None) -> None:
-        self.mnist = torchvision.datasets.MNIST(root, train=train, download=True)  # which unpacks the shipped files
+        for file in (root / "MNIST" / "raw").glob("*.gz"):  # torchvision reads them unpacked
+            if not file.with_suffix("").exists():
+                write_whole(file.with_suffix(""), gzip.decompress(file.read_bytes()))
+        self.mnist = torchvision.datasets.MNIST(root, train=train)
         self.squares, self.masks = squares.tolist(), masks
 
     def __len__(self) -> int:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
-from pathlib import Path
 
 import pandas
 import torch
@@ -19,7 +18,7 @@ from ..inference import infer
 from ..state import State, digest
 from . import stages
 from .recipes import Places, Setting
-from .rows import Row, matching, measured, saved
+from .rows import Row, measured
 
 LRS = (0.01, 0.001, 0.0001)  # of the fine-tune: from MNIST's down towards ERM's last, 0.1 / 2 ** 11
 COVERAGES = (0.8, 0.85, 0.9, 0.95, 1.0)  # paper
@@ -118,7 +117,10 @@ def selective_study(setting: Setting, places: Places = Places()) -> pandas.DataF
             row[f"risk_{i}"] = round(risks[max(1, round(i * len(risks) / 100)) - 1].item(), 5)
         return row
 
-    return measured(_file(setting, places), conditions(setting), measure, processes=1, threads=cores())
+    conditions = [{"setting": setting.name, "seed": seed, "method": method,
+                   "erm": _recipe(setting, setting.finetune.lr)} for seed in setting.seeds for method in VOICES]
+    return measured(places.results / f"selective-{setting.name}.csv", conditions, measure, processes=1,
+                    threads=cores())
 
 
 def selective_lrs(setting: Setting, places: Places = Places()) -> pandas.DataFrame:
@@ -166,21 +168,12 @@ def _voices(setting: Setting, places: Places) -> tuple[Callable, Callable]:
     return state, heard
 
 
-def conditions(setting: Setting) -> list[Row]:
-    """What is measured of a setting; "erm" names its training by content, so that another one is measured anew."""
-    return [{"setting": setting.name, "seed": seed, "method": method, "erm": _recipe(setting, setting.finetune.lr)}
-            for seed in setting.seeds for method in VOICES]
-
-
 def _recipe(setting: Setting, lr: float) -> str:
+    """Names a training by its content, so that another one is measured anew."""
     return digest({"erm": asdict(setting.erm), **asdict(replace(setting.finetune, lr=lr))})[:16]
 
 
 def available(setting: Setting, places: Places = Places()) -> bool:
     """Whether a setting is measured already, or its data are there to do so."""
-    rows = matching(saved(_file(setting, places)), conditions(setting))
-    return rows["made_with"].notna().all() or datasets.missing(setting.erm.dataset, places.data) is None
-
-
-def _file(setting: Setting, places: Places) -> Path:
-    return places.results / f"selective-{setting.name}.csv"
+    return ((places.results / f"selective-{setting.name}.csv").exists()
+            or datasets.missing(setting.erm.dataset, places.data) is None)

@@ -2,7 +2,6 @@
 
 import copy
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -96,7 +95,7 @@ def run_erm(places: Places, setting: Setting, seed: int) -> State:
     The state returned has the weights that the recipe selects: the last, or the best on the validation set.
     """
     erm = setting.erm
-    data, validation = (_on_device(places, setting, seed, part) for part in ("train", "val"))
+    data, validation = (cache(partial(_on_device, places, setting, seed, part)) for part in ("train", "val"))
     path = erm_path(places, setting, seed)
 
     def fresh() -> State:
@@ -123,7 +122,7 @@ def run_finetune(places: Places, setting: Setting, seed: int, erm_state: State, 
                  ) -> State:
     """The fine-tune that follows an ERM state: loaded, continued or trained. The ERM state itself is not changed."""
     erm, finetune = setting.erm, finetune or setting.finetune
-    data = _on_device(places, setting, seed)
+    data = cache(partial(_on_device, places, setting, seed, "train"))  # a finished stage needs none
 
     def advance(state: State) -> dict[str, float]:
         loss, met = finetune_epoch(state, *data(), erm, finetune, seed)
@@ -158,20 +157,11 @@ def epoch_options(erm: Erm, seed: int) -> dict:
     return dict(batch_size=erm.batch_size, seed=seed, precision=erm.precision, augmentation=erm.augmentation)
 
 
-def _on_device(places: Places, setting: Setting, seed: int, part: str = "train"
-               ) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A function that returns images and labels; built at its first call.
-
-    They are on the device where they fit, else stay where they are: photographs in their memory map.
-    """
-
-    @cache
-    def data() -> tuple[Tensor, Tensor]:
-        found = load_data(places, setting.erm, seed, part)
-        device = room_for(found.images)
-        return found.images.to(device), found.labels.to(device)
-
-    return data
+def _on_device(places: Places, setting: Setting, seed: int, part: str) -> tuple[Tensor, Tensor]:
+    """Images and labels, on the device where they fit, else where they are: photographs in their memory map."""
+    found = load_data(places, setting.erm, seed, part)
+    device = room_for(found.images)
+    return found.images.to(device), found.labels.to(device)
 
 
 @dataclass(frozen=True)
@@ -201,7 +191,9 @@ def run_all(settings: tuple[Setting, ...], seeds: tuple[int, ...] | None = None,
     processes: how many large trainings at once share the cores; of the SmallCNN, there is one on each core.
     """
     pairs = [(setting, seed) for setting in settings for seed in seeds or setting.seeds]
-    missing = [pair for pair in pairs if not _finished(places, *pair)]
+    missing = [(setting, seed) for setting, seed in pairs
+               if not finished(finetune_path(places, setting, seed, setting.finetune),
+                               setting.erm.epochs + setting.finetune.iterations)]
     if missing and parallel.world() == 1:
         print(f"{len(missing)} of {len(pairs)} runs are to be trained, or go on", flush=True)
         for large, at_once, threads in ((False, None, 1), (True, processes, max(1, cores() // processes))):
@@ -209,11 +201,6 @@ def run_all(settings: tuple[Setting, ...], seeds: tuple[int, ...] | None = None,
             for _ in side_by_side(partial(_train, places, threads), tasks, "training", at_once, threads):
                 pass
     return [run(places, setting, seed) for setting, seed in pairs]
-
-
-def _finished(places: Places, setting: Setting, seed: int) -> bool:
-    path = finetune_path(places, setting, seed, setting.finetune)
-    return finished(path, setting.erm.epochs + setting.finetune.iterations)
 
 
 def _train(places: Places, threads: int, pair: tuple[Setting, int]) -> None:

@@ -92,7 +92,7 @@ def _train(places: Places, setting: Setting, missing: list[Row]) -> None:
 
 
 def _run_erm(places: Places, task: tuple[Setting, int]) -> None:
-    stages.run_erm(places, *task)
+    stages.run_erm(places, *task)  # what it returns is not sent between processes
 
 
 def _measure(places: Places, setting: Setting, condition: Row) -> Row:
