@@ -1,6 +1,5 @@
 """The classifiers. Each takes images (B, 3, H, W) as float in [0, 1] and names its saliency layer."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -130,33 +129,25 @@ def fitted(model: nn.Module, name: str, weights: str | Path | None, head: str) -
     """
     if weights is None:
         return model
-    content = _read_weights(name, weights)
-    for key in ("state_dict", "model"):
-        content = content.get(key, content) if isinstance(content, Mapping) else content
-    if not isinstance(content, Mapping):
-        raise ValueError(f"expected {weights} to hold a dict of weights, got a {type(content).__name__}")
-    own = model.state_dict()
-    found = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in content.items()}
-    found = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")} | found
-    last = {name: value for name, value in own.items() if name.startswith(f"{head}.")}
-    if any(name not in found or found[name].shape != value.shape for name, value in last.items()):
-        found |= last
-    theirs, ours = ({(name, tuple(getattr(value, "shape", ()))) for name, value in state.items()}
-                    for state in (found, own))
-    if wrong := sorted(theirs ^ ours):
-        raise ValueError(f"expected {weights} to hold the weights of this {type(model).__name__}; missing, too many or "
-                         f"of another shape are {', '.join(f'{name} {shape}' for name, shape in wrong[:5])}")
-    model.load_state_dict(found)
-    return model
-
-
-def _read_weights(name: str, weights: str | Path) -> object:
     known = torchvision.models.get_model_weights(name).__members__
-    place = f"; put {known[weights].url} into {torch.hub.get_dir()}/checkpoints" if weights in known else ""
+    url = known[weights].url if weights in known else None
+    own = model.state_dict()
+    counters = {part: value for part, value in own.items() if part.endswith("num_batches_tracked")}
+    last = {part: value for part, value in own.items() if part.startswith(f"{head}.")}
     try:
-        if weights in known:
-            return torch.hub.load_state_dict_from_url(known[weights].url, None, "cpu", progress=False, check_hash=True)
-        return torch.load(Path(weights).expanduser(), map_location="cpu", weights_only=True)
-    except Exception as error:  # no network, no such file, or one of anything
+        if url:
+            content = torch.hub.load_state_dict_from_url(url, None, "cpu", progress=False, check_hash=True)
+        else:
+            content = torch.load(Path(weights).expanduser(), map_location="cpu", weights_only=True)
+        for key in ("state_dict", "model"):
+            content = content.get(key, content)
+        found = counters | {part.removeprefix("module.").removeprefix("_orig_mod."): value
+                            for part, value in content.items()}
+        if any(part not in found or found[part].shape != value.shape for part, value in last.items()):
+            found |= last
+        model.load_state_dict(found)
+    except Exception as error:  # no network, no such file, one of anything, or weights of another model
+        place = f"; put {url} into {torch.hub.get_dir()}/checkpoints" if url else ""
         raise ValueError(f"expected weights of torchvision's {name}, a file or one of {', '.join(known)}, got "
-                         f"{str(weights)!r} ({type(error).__name__}: {str(error).splitlines()[0]}){place}") from error
+                         f"{str(weights)!r}: {type(error).__name__}: {str(error)[:500]}{place}") from error
+    return model

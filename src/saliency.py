@@ -50,12 +50,6 @@ def xgradcam(model: nn.Module, images: Tensor, layer: nn.Module | None = None, c
 def heatmaps(model: nn.Module, images: Tensor, layer: nn.Module, read: layout.Reading, classes: Tensor | None = None
              ) -> Tensor:
     """`xgradcam` behind its door: the arguments are right, and it is known how to read the layer's output."""
-    return unit_range(resized(unit_range(coarse_maps(model, images, layer, read, classes)), *images.shape[2:]))
-
-
-def coarse_maps(model: nn.Module, images: Tensor, layer: nn.Module, read: layout.Reading, classes: Tensor | None = None
-                ) -> Tensor:
-    """The maps as the layer gives them: (B, h, w) >= 0."""
     kept = {}
 
     def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor | None:
@@ -86,7 +80,8 @@ def coarse_maps(model: nn.Module, images: Tensor, layer: nn.Module, read: layout
     if activation.dtype in (torch.float16, torch.bfloat16):
         activation, gradient = activation.float(), gradient.float()
     weight = (gradient * activation).sum((2, 3)) / (activation.sum((2, 3)) + 1e-7)
-    return torch.einsum("bk,bkhw->bhw", weight, activation).relu().float()
+    maps = torch.einsum("bk,bkhw->bhw", weight, activation).relu().float()  # (B, h, w) as the layer gives them
+    return unit_range(resized(unit_range(maps), *images.shape[2:]))
 
 
 def reader(model: nn.Module, layer: nn.Module, size: tuple[int, int]) -> layout.Reading:

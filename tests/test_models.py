@@ -62,8 +62,8 @@ def test_weights_are_read_as_torchvision_and_timm_write_them(change, kept, resne
 def test_weights_of_something_else_are_named(resnet, tmp_path, monkeypatch):
     (tmp_path / "text.pth").write_text("no weights")
     for content, said in (({**resnet, "layer3.6.conv1.weight": torch.zeros(1)}, "layer3.6.conv1.weight"),
-                          ({**resnet, "conv1.weight": torch.zeros(1)}, r"conv1.weight \(1,\)"),
-                          ({"conv1.weight": resnet["conv1.weight"]}, "bn1.bias"), ([1], "got a list")):
+                          ({**resnet, "conv1.weight": torch.zeros(1)}, "for conv1.weight"),
+                          ({"conv1.weight": resnet["conv1.weight"]}, "bn1.bias"), ([1], "list")):
         torch.save(content, tmp_path / "w.pth")
         with pytest.raises(ValueError, match=said):
             Backbone("resnet18", 2, tmp_path / "w.pth")
