@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from dataclasses import replace
+from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -27,18 +28,18 @@ from src.state import digest
 
 SETTING = replace(DIGITS[0], erm=replace(DIGITS[0].erm, epochs=3, lr_halved_every=1),
                   finetune=FineTune(iterations=2, accumulate=True))
-FAULTS = ("before the file", "half written", "before fsync", "before replace", "after replace")
+FAULTS = {"write_bytes": Path, "fsync": os, "replace": os}
 load_data = stages.load_data
 
 context = get_context("forkserver")  # torch is imported once, and each process is forked from a clean one
 context.set_forkserver_preload(["tests.harness"])
 
 
-def first_images(*arguments: object, count: int = 320) -> Images:
+def first_images(*arguments: object, n: int = 320) -> Images:
     """What `load_data` gives, cut short, to be quick: ten steps an epoch instead of 43."""
     data = load_data(*arguments)
-    return Images(data.images[:count], data.labels[:count], data.classes, data.groups[:count], data.group_names,
-                  Masks.of(data.known[:count]))
+    return Images(data.images[:n], data.labels[:n], data.classes, data.groups[:n], data.group_names,
+                  Masks.of(data.known[:n]))
 
 
 def train(folder: Path, ready: Connection, fault: str | None = None, write: int = 0) -> None:
@@ -51,36 +52,24 @@ def train(folder: Path, ready: Connection, fault: str | None = None, write: int 
     stages.load_data = first_images
     pack = checkpoint._pack
     checkpoint._pack = lambda state, config, whole: pack(state, config, whole=True)  # to compare optimizers, too
-    if fault is not None:
+    if fault:
         plant(fault, write)
     ready.send("ready")
     stages.run(Places(folder), SETTING, seed=0)
 
 
 def plant(fault: str, write: int) -> None:
-    """Kill this process at one moment of its write number `write`, counted from 0."""
-    writes = -1
+    """Kill this process inside its write number `write`, counted from 0: as a function begins, or half of the file."""
+    real, calls = getattr(FAULTS[fault], fault), count()
 
-    def reach(moment: str) -> None:
-        if writes == write and fault == moment:
+    def killed(*arguments):
+        if next(calls) == write:
+            if fault == "write_bytes":
+                real(arguments[0], arguments[1][:len(arguments[1]) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
 
-    def write_bytes(path: Path, content: bytes) -> None:
-        nonlocal writes
-        writes += 1
-        reach("before the file")
-        with path.open("wb", buffering=0) as file:
-            file.write(content[:len(content) // 2])
-            reach("half written")
-            file.write(content[len(content) // 2:])
-
-    def surround(function, before: str, after: str = "") -> None:
-        real = getattr(os, function)
-        setattr(os, function, lambda *arguments: (reach(before), real(*arguments), reach(after)))
-
-    Path.write_bytes = write_bytes
-    surround("fsync", "before fsync")
-    surround("replace", "before replace", "after replace")
+    setattr(FAULTS[fault], fault, killed)
 
 
 def start(folder: Path, fault: str | None = None, write: int = 0) -> BaseProcess:
@@ -110,7 +99,7 @@ def main(folder: Path, dies: str = "") -> None:
     """ERM and MaskTune on 309 images in batches of 32, the last of 21; process 1 kills itself if told so."""
     prepare()
     parallel.start()
-    stages.load_data = lambda *arguments: first_images(*arguments, count=309)
+    stages.load_data = lambda *arguments: first_images(*arguments, n=309)
     if dies and parallel.rank() == 1:
         deal, calls = parallel.deal, iter(range(2))
         parallel.deal = lambda batches: deal(batches) if next(calls) == 0 else os.kill(os.getpid(), signal.SIGKILL)

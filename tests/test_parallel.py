@@ -33,50 +33,38 @@ SCRIPT = """
 import sys
 import torch
 from torch import nn
-from src import inference, masktune, parallel, training
+from src import inference, masktune, parallel
 from src.augmentation import Augmentation
 from src.datasets import Images
 from src.device import prepare
 from src.experiments.stages import new_model
 from src.experiments.workers import side_by_side
-from src.masking import find_masks, random_masks
-from src.state import State
+from src.masking import find_masks
 from tests.harness import SETTING, Places, load_data
 
 prepare()
 torch.set_num_threads(1)
 parallel.start()
-data, model = load_data(Places(), SETTING.erm), new_model(0)
+data, model, refused = load_data(Places(), SETTING.erm), new_model(0), ""
 seen = find_masks(model, data.images, batch_size=100).bits, inference.infer(model, data.images, batch_size=100)
-few = Images(data.images[:309], data.labels[:309], ("low", "high"))  # in batches of 32, the last of 21
-
-torch.manual_seed(0)
 own = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).double()
-repaired, report = masktune(own, few, layer="1", lr=0.01, batch_size=32, tests={"again": few})
-
-for name, part in list(model.named_modules()):  # on a CPU, its statistics are each process's own
-    if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-        model.set_submodule(name, nn.Identity())
-pixels = inference.pixels
-inference.pixels = training.pixels = lambda *arguments: pixels(*arguments).double()
-state = State(model.double(), training.sgd(model, 0.9, 1e-4))
-trained = training.train_epoch(
-    state, few.images, few.labels, masks=random_masks(309, 28, seed=0, epoch=0), lr=0.01, batch_size=32, seed=0,
-    augmentation=Augmentation(side=28))
-refused = ""
+for weight in own.parameters():
+    nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(0))
+few = Images(data.images[:309], data.labels[:309], ("low", "high"))  # in batches of 32, the last of 21
+repaired, report = masktune(own, few, layer="1", lr=0.1, batch_size=32, iterations=2, augment=Augmentation(side=28),
+                            tests={"again": few})
 try:
     list(side_by_side(abs, [1], "studies"))
 except RuntimeError as error:
     refused = str(error)
 if parallel.leads():
-    torch.save((seen, (state.model.state_dict(), state.optimizer.state_dict()["state"], trained),
-                (repaired.state_dict(), report.hidden, report.after["again"].average), refused), sys.argv[1])
+    torch.save((seen, (repaired.state_dict(), report.hidden, report.after["again"].average), refused), sys.argv[1])
 parallel.stop()
 """
 
 
 def test_two_processes_do_as_one(tmp_path):
-    """The same masks and logits; in double precision weights, momentum, loss and accuracy; a repair; no studies."""
+    """The same masks and logits, and a repair in double precision, of a network without BatchNorm; but no studies."""
     found = []
     (tmp_path / "script.py").write_text(SCRIPT)
     for launcher in ((), TORCHRUN):
@@ -84,11 +72,11 @@ def test_two_processes_do_as_one(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         assert "deprecated" not in done.stderr
         found.append(torch.load(tmp_path / "found.pt", weights_only=True))
-    (seen, *one, _), (also_seen, *two, refused) = found
+    (seen, one, _), (also_seen, two, refused) = found
     assert seen[0].any()
     assert digest(seen) == digest(also_seen)
     torch.testing.assert_close(two, one, rtol=1e-6, atol=1e-9)
-    assert one[1][1] > 0.001  # hidden
+    assert one[1] > 0.001  # hidden
     assert "without torchrun" in refused
 
 

@@ -9,7 +9,6 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import pytest
 import torch
@@ -107,22 +106,18 @@ def _changed(change: Callable, item: object) -> object:
     return change(item) if isinstance(item, Tensor) else item
 
 
-@cache
-def _register() -> torch.library.Library:
-    """Make the device known to torch, once a process. torch.tensor uploads without asking a mode: by two kernels."""
+if not torch.cuda.is_available():  # known to torch from the import on: autograd counts devices at its first pass
     _setup_privateuseone_for_python_backend(NAME)
     getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]  # torch.autocast asks, even if not enabled
-    library = torch.library.Library("aten", "IMPL")
-    for kernel in (aten.empty_strided.default, aten.copy_.default):
-        library.impl(kernel, lambda *args, kernel=kernel, **kwargs: VirtualDevice.active.__torch_dispatch__(
+    LIBRARY = torch.library.Library("aten", "IMPL")
+    for kernel in (aten.empty_strided.default, aten.copy_.default):  # by which torch.tensor uploads, without a mode
+        LIBRARY.impl(kernel, lambda *args, kernel=kernel, **kwargs: VirtualDevice.active.__torch_dispatch__(
             kernel, (), args, kwargs), "PrivateUse1")
-    return library
 
 
 @contextmanager
 def gpu() -> Iterator[VirtualDevice]:
     """Switch the device on, as the one that the project finds best; its tensors are of no use afterwards."""
-    _register()
     with (torch.autograd.set_multithreading_enabled(False), VirtualDevice() as device,  # backward stays in this thread
           pytest.MonkeyPatch.context() as patch):
         patch.setattr(VirtualDevice, "active", device)
