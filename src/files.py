@@ -3,9 +3,8 @@
 import errno
 import hashlib
 import os
-import signal
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,30 +13,20 @@ from filelock import FileLock, Timeout
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}  # what a file system without them answers
 
 
-@contextmanager
-def ctrl_c_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the block has run; Python handles it in the main thread only."""
-    main, noted = threading.current_thread() is threading.main_thread(), []
-    before = signal.signal(signal.SIGINT, lambda *_: noted.append(True)) if main else None
-    try:
-        yield
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
-    if noted:
-        signal.raise_signal(signal.SIGINT)
-
-
 def write_whole(path: Path, content: bytes) -> None:
     """Write a whole file or none; an error means that the file at `path` is what it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_hidden(path)}{os.getpid()}.tmp")
-    with ctrl_c_held():
+
+    def write() -> None:
         try:
             temporary.write_bytes(content)
             put_in_place(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    with ThreadPoolExecutor(1) as thread:  # for which Ctrl-C waits: it is for the main thread alone
+        thread.submit(write).result()
 
 
 def put_in_place(written: Path, path: Path) -> None:

@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
@@ -178,9 +177,6 @@ def test_ctrl_c_waits_for_the_file_under_way(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / "file", b"whole")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
-    with ThreadPoolExecutor() as pool:  # where Python handles no signals
-        pool.submit(write_whole, tmp_path / "file", b"again").result()
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"again"]
 
 
 def test_a_lock_clears_away_what_was_left_and_is_done_without_where_there_is_none(tmp_path, monkeypatch):
