@@ -89,7 +89,10 @@ def test_a_download_gives_what_is_missing_and_nothing_half(gzipped, tmp_path, mo
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-@pytest.mark.parametrize("content", [None, b"no gzip", gzip.compress(b"others", mtime=0), gzip.compress(b"others", mtime=0)[:-9],
+DAMAGED = gzip.compress(b"others", mtime=0)
+
+
+@pytest.mark.parametrize("content", [None, b"no gzip", DAMAGED, DAMAGED[:-9],
                                      gzip.compress(b"", mtime=0)[:10] + b"\xff" * 30])
 def test_damaged_mnist_is_named_and_never_used(content, gzipped, tmp_path):
     damaged = gzipped / "t10k-images-idx3-ubyte.gz"
