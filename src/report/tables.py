@@ -53,7 +53,8 @@ def _readable(table: pandas.DataFrame) -> pandas.DataFrame:
     """Names for a reader in place of keys."""
     names = {**NAMES, **TRAINING_SETS, **{key.replace("mnist", "digits"): f"digits, {title}"
                                           for key, title in TRAINING_SETS.items()}}
-    shown = {"setting": "training set", "adjusted_average": "adjusted average", **COLUMNS}
+    shown = {"setting": "training set", "adjusted_average": "adjusted average",
+             "erm_on_masked": "ERM on the masked training images", **COLUMNS}
     return table.replace({column: names for column in ("setting", "method") if column in table}).rename(columns=shown)
 
 
@@ -103,7 +104,7 @@ def study(rows: pandas.DataFrame, *vary: str) -> pandas.DataFrame:
     """
     by = [column for column in ("setting", "method") if rows[column].nunique() > 1 or column in vary]
     columns = [column for column in COLUMNS if column in rows and rows[column].notna().any()]
-    return summary(rows, dict.fromkeys([*by, *vary]), columns, listed_if_far)
+    return summary(rows, dict.fromkeys([*by, *vary]), columns, listed_if_far).drop(columns="n")
 
 
 def demonstration(rows: pandas.DataFrame) -> pandas.DataFrame:
