@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -16,13 +17,17 @@ from pathlib import Path
 
 import sklearn.datasets  # noqa: F401  imported once for all processes
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from src import checkpoint, parallel
+from src import checkpoint, masktune, parallel
+from src.augmentation import Augmentation
 from src.datasets import Images
 from src.device import prepare
-from src.experiments import stages
+from src.experiments import stages, study
 from src.experiments.recipes import DIGITS, FineTune, Places
+from src.inference import infer
+from src.masking import find_masks
 from src.masks import Masks
 from src.state import digest
 
@@ -44,7 +49,6 @@ def first_images(*arguments: object, n: int = 320) -> Images:
 
 def train(folder: Path, ready: Connection, fault: str | None = None, write: int = 0) -> None:
     """ERM and MaskTune with two iterations, saved after each epoch; killed at a write's fault, if named."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
     prepare()
     sys.stdout = (folder / "log").open("a", buffering=1)
     sys.stderr = (folder / "errors").open("a", buffering=1)
@@ -96,14 +100,33 @@ def double(number: int) -> tuple[int, int, int]:
 
 
 def main(folder: Path, dies: str = "") -> None:
-    """ERM and MaskTune on 549 images, two batches of masks; process 1 kills itself if told so."""
+    """What torchrun's processes do, ERM and MaskTune, but no study; and what they do to the bits of one process.
+
+    Those are masks and logits, and a repair of a network without BatchNorm, in double precision. Process 1 kills itself
+    if told so: in the second iteration, whose masks depend on BatchNorm's statistics.
+    """
     prepare()
+    torch.set_num_threads(1)
     parallel.start()
-    stages.load_data = lambda *arguments: first_images(*arguments, n=549)
-    if dies and parallel.rank() == 1:  # in the second iteration, whose masks depend on BatchNorm's statistics
+    stages.load_data = partial(first_images, n=549)  # two batches of masks, 18 of training, the last of 5
+    if dies and parallel.rank() == 1:
         deal, calls = parallel.deal, count()
         parallel.deal = lambda batches: deal(batches) if next(calls) < 4 else os.kill(os.getpid(), signal.SIGKILL)
-    stages.run_all((SETTING,), seeds=(0,), places=Places(folder))
+    if parallel.world() > 1:
+        stages.run_all((SETTING,), seeds=(0,), places=Places(folder))
+        try:
+            study.ask([SETTING], "results", places=Places(folder, results=folder))
+        except RuntimeError as refused:
+            print(refused)
+    data, model = stages.load_data(Places(), SETTING.erm), stages.new_model(0)
+    seen = find_masks(model, data.images, batch_size=100).bits, infer(model, data.images, batch_size=100)
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).double()
+    own, report = masktune(own, replace(data, groups=None), layer="1", lr=0.1, batch_size=32, iterations=2,
+                           augment=Augmentation(side=28), tests={"again": data})
+    if parallel.leads():
+        repaired = own.state_dict(), report.hidden, report.after["again"].average
+        torch.save((seen, repaired), folder.with_suffix(".found"))
     parallel.stop()
 
 

@@ -3,11 +3,11 @@
 import errno
 import os
 import pickle
-import shutil
 import signal
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
+from unittest.mock import Mock
 
 import filelock
 import numpy as np
@@ -19,19 +19,10 @@ from src import checkpoint, files, masking
 from src.checkpoint import CheckpointError, finished, load_or_run
 from src.experiments import stages
 from src.experiments.recipes import Places
-from src.experiments.stages import run_erm, run_finetune
-from src.files import locked, write_whole
 from src.state import State, digest
 from src.training import sgd
 from tests.conftest import same
 from tests.harness import SETTING, first_images, results
-
-
-def raising(error):
-    """A function that raises, whatever it is given."""
-    def refuse(*_arguments, **_options):
-        raise error
-    return refuse
 
 
 def press(monkeypatch, owner, name, *calls):
@@ -56,13 +47,6 @@ def stage(path, config=None, epochs=2, **more):
     return load_or_run(path, config or {}, epochs, fresh, lambda state: trained.append(0) or more), len(trained)
 
 
-@pytest.fixture
-def erm(setting, trained, tmp_path):
-    """The trained ERM, its file in a folder of the test's own."""
-    shutil.copytree(trained[1] / setting.name, tmp_path / setting.name, ignore=lambda *_: ["masktune-seed0.pt"])
-    return run_erm(Places(tmp_path), setting, 0)
-
-
 def test_what_an_epoch_returns_is_kept_as_numbers(tmp_path):
     seen = {"a": np.float64(0.5), "b": np.int64(2), "c": torch.tensor(0.5), "d": True}
     for trained in (2, 0):
@@ -78,16 +62,18 @@ def test_a_configuration_that_a_file_cannot_give_back_is_refused_first(value, wo
     assert not (tmp_path / "a.pt").exists()
 
 
-def test_a_finished_stage_is_loaded_silently(erm, run, setting, tmp_path, monkeypatch, capsys):
+def test_a_finished_stage_is_loaded_silently(run, trained, setting, monkeypatch, capsys):
+    places = Places(trained[1])
+    path = stages.erm_path(places, setting, 0)
     monkeypatch.setattr(stages, "train_epoch", None)  # any training would fail
-    monkeypatch.setattr(filelock.FileLock, "acquire", raising(OSError(errno.EROFS, "Read-only file system")))
-    again = run_erm(Places(tmp_path), setting, 0)
+    monkeypatch.setattr(filelock.FileLock, "acquire", Mock(side_effect=OSError(errno.EROFS, "Read-only file system")))
+    again = stages.run_erm(places, setting, 0)
     assert capsys.readouterr().out == ""
     assert (again.digest(), again.history) == (run.erm.digest(), run.erm.history)
-    path = stages.erm_path(Places(tmp_path), setting, 0)
+    assert torch.load(path, weights_only=True)["config"] == {"stage": "erm", "seed": 0, **asdict(setting.erm)}
     assert [finished(path, 3), finished(path, 4), finished(path.with_name("none.pt"), 3)] == [True, False, False]
     with pytest.raises(OSError, match="Read-only"):  # what is not finished is refused before it is trained
-        run_erm(Places(tmp_path), setting, 1)
+        stages.run_erm(places, setting, 1)
 
 
 def test_ctrl_c_anywhere_and_any_number_of_times(tmp_path, monkeypatch):
@@ -117,30 +103,24 @@ def test_a_file_begun_elsewhere_says_so(tmp_path, monkeypatch, capsys):
     assert "an abacus" in capsys.readouterr().out
 
 
-def test_another_configuration_is_refused_by_name(erm, setting, tmp_path):
-    places, path = Places(tmp_path), tmp_path / setting.name / "erm-seed0.pt"
-    content = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"lr: expected 0.02, got 0.01.*momentum: expected 0.5, got 0.9"):
-        run_erm(places, replace(setting, erm=replace(setting.erm, lr=0.02, momentum=0.5)), 0)
-    tuned = run_finetune(places, setting, 0, erm)
-    with pytest.raises(CheckpointError, match=r"\(erm.precision: expected 'bf16', got 'fp32'\)"):
-        run_finetune(places, replace(setting, erm=replace(setting.erm, precision="bf16")), 0, erm)
-    other = replace(setting.finetune, threshold_std=3.0)
-    with pytest.raises(CheckpointError, match=r"\(threshold_std: expected 3.0, got 2.0\)"):
-        run_finetune(places, replace(setting, finetune=other), 0, erm)
-    assert path.read_bytes() == content
-    run_finetune(places, setting, 0, erm, other)  # beside the setting's own
-    assert {path.name for path in path.parent.glob("*.pt")} == {
-        "erm-seed0.pt", "masktune-seed0.pt", "masktune-threshold_std-3.0-seed0.pt"}
-    saved = torch.load(path.with_name("masktune-seed0.pt"), weights_only=True)
+def test_another_configuration_is_refused_by_name(tmp_path):
+    stage(tmp_path / "a.pt", {"lr": 1, "erm": {"k": 2, "same": 3}})
+    before = results(tmp_path)
+    with pytest.raises(CheckpointError, match=r"\(erm.k: expected 4, got 2; lr: expected 5, got 1\)"):
+        stage(tmp_path / "a.pt", {"lr": 5, "erm": {"k": 4, "same": 3}}, epochs=3)
+    assert results(tmp_path) == before
+
+
+def test_a_fine_tune_with_other_options_has_its_own_file_and_of_other_weights_is_stale(run, setting, tmp_path, capsys):
+    places, path = Places(tmp_path), tmp_path / setting.name / "masktune-seed0.pt"
+    first = stages.run_finetune(places, setting, 0, run.erm)
+    stages.run_finetune(places, setting, 0, run.erm, replace(setting.finetune, threshold_std=3.0))
+    assert {file.name for file in path.parent.glob("*.pt")} == {path.name, "masktune-threshold_std-3.0-seed0.pt"}
+    saved = torch.load(path, weights_only=True)
     assert saved["config"] == {"stage": "finetune", "seed": 0, **asdict(setting.finetune), "erm": asdict(setting.erm)}
-    assert saved["parents"] == {"erm": erm.digest(), "masks": digest(tuned.masks)}
-
-
-def test_a_fine_tune_of_other_weights_is_stale(erm, setting, tmp_path, capsys):
-    run_finetune(Places(tmp_path), setting, 0, erm)
-    other = run_erm(Places(tmp_path), replace(setting, name="other"), 1)
-    tuned, again = (run_finetune(Places(tmp_path), setting, 0, other) for _ in range(2))
+    assert saved["parents"] == {"erm": run.erm.digest(), "masks": digest(first.masks)}
+    other = stages.run_erm(places, replace(setting, name="other"), 1)
+    tuned, again = (stages.run_finetune(places, setting, 0, other) for _ in range(2))
     assert capsys.readouterr().out.count("masktune-seed0: stale") == 1
     assert same(again.model, tuned.model)
 
@@ -150,13 +130,10 @@ def test_a_loss_that_is_no_number_stops_before_anything_is_overwritten(setting, 
     monkeypatch.setattr(stages, "train_epoch", lambda state, *data, lr, **options: real(
         state, *data, lr=1e20 if state.epoch == 1 else lr, **options))
     with pytest.raises(FloatingPointError, match=r"not finite in epoch 2, step \d+ of 43, LR 1e\+20;"):
-        run_erm(Places(tmp_path), setting, 0)
+        stages.run_erm(Places(tmp_path), setting, 0)
     saved = torch.load(tmp_path / setting.name / "erm-seed0.pt", weights_only=True)
     assert saved["epoch"] == 1
     assert all(value.isfinite().all() for value in saved["model"].values())
-
-
-# Files
 
 
 @pytest.mark.parametrize(("name", "number"), [("fsync", errno.EIO), ("fsync", errno.ENOSPC), ("replace", errno.EACCES)])
@@ -165,7 +142,7 @@ def test_a_failed_write_leaves_what_was_there_and_a_run_goes_on_when_it_can(name
     stage(path, epochs=1)
     before = results(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(os, name, raising(OSError(number, os.strerror(number))))
+        patch.setattr(os, name, Mock(side_effect=OSError(number, os.strerror(number))))
         with pytest.raises(OSError, match=os.strerror(number)):
             stage(path, epochs=2)
     assert results(tmp_path) == before
@@ -175,7 +152,7 @@ def test_a_failed_write_leaves_what_was_there_and_a_run_goes_on_when_it_can(name
 def test_ctrl_c_waits_for_the_file_under_way(tmp_path, monkeypatch):
     press(monkeypatch, os, "fsync", 0)
     with pytest.raises(KeyboardInterrupt):
-        write_whole(tmp_path / "file", b"whole")
+        files.write_whole(tmp_path / "file", b"whole")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
 
 
@@ -183,9 +160,9 @@ def test_a_lock_clears_away_what_was_left_and_is_done_without_where_there_is_non
     mine, others = (tmp_path / f"{files._hidden(tmp_path / name)}1.tmp" for name in ("n" * 250, "b"))
     for path in (mine, others):
         path.write_bytes(b"half")
-    monkeypatch.setattr(filelock.FileLock, "acquire", raising(OSError(errno.ENOLCK, "No locks available")))
-    with locked(tmp_path / ("n" * 250)):
-        write_whole(tmp_path / ("n" * 250), b"whole")  # the longest of names
+    monkeypatch.setattr(filelock.FileLock, "acquire", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    with files.locked(tmp_path / ("n" * 250)):
+        files.write_whole(tmp_path / ("n" * 250), b"whole")  # the longest of names
     assert not mine.exists()
     assert others.exists()  # another process may be writing it
 

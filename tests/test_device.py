@@ -3,7 +3,6 @@
 import io
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -29,9 +28,6 @@ CPU = torch.device("cpu")
 IMAGES = 48
 ERM = replace(DIGITS[0].erm, options={"class_mix_ratio": 0.25}, epochs=2, batch_size=16)
 SETTING = replace(DIGITS[0], erm=ERM, seeds=(0,), finetune=FineTune(iterations=2, accumulate=True))
-
-
-# The virtual device itself
 
 
 @pytest.mark.parametrize("mix", [
@@ -61,9 +57,6 @@ def test_each_wait_and_upload_is_noted(event, jobs):
             device.events.clear()
             job(here)
             assert device.events == event
-
-
-# The project on it
 
 
 def both(job):
@@ -121,8 +114,7 @@ def test_what_a_batch_waits_for_and_uploads(what, kept, syncs, uploads, train):
                 what(state.model, images, batch_size=8)
             counts.append(Counter(device.events))
     few, many = counts
-    assert many["sync"] - few["sync"] == 4 * syncs  # four batches more
-    assert many["upload"] - few["upload"] == 4 * uploads
+    assert [many[event] - few[event] for event in ("sync", "upload")] == [4 * syncs, 4 * uploads]  # four batches more
 
 
 @pytest.mark.parametrize("setting", [
@@ -130,9 +122,8 @@ def test_what_a_batch_waits_for_and_uploads(what, kept, syncs, uploads, train):
     ids=lambda setting: setting.name)
 def test_runs_and_studies(setting, tmp_path, monkeypatch):
     """The files hold the same bits, whatever the device; heat maps of others, DFR, frozen BatchNorm, oracles."""
-    cut = partial(first_images, n=IMAGES)  # the digits have no validation set
-    monkeypatch.setattr(stages, "load_data", lambda places, erm, seed=0, part="train": cut(
-        places, erm, seed, "raw" if part == "val" else part))
+    monkeypatch.setattr(stages, "load_data", lambda places, erm, seed=0, part="train": first_images(
+        places, erm, seed, "raw" if part == "val" else part, n=IMAGES))  # the digits have no validation set
     monkeypatch.setattr("src.experiments.workers.cores", lambda: 1)
     monkeypatch.setattr(study, "_subject", study._subject.__wrapped__)
     asked = ("results", "cam", "reference", "batchnorm")

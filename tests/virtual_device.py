@@ -1,10 +1,4 @@
-"""A virtual device: it computes on the CPU, bit for bit, and is as strict as CUDA about what lies where.
-
-    with gpu() as device:
-        model.to(device.name)
-        ...
-    device.events  # "sync" where the host waited for the device, "upload" for what it uploaded
-"""
+"""A virtual device: it computes on the CPU, bit for bit, and is as strict as CUDA about what lies where; see `gpu`."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -47,7 +41,7 @@ class VirtualTensor(Tensor):
 
 
 class VirtualDevice(TorchDispatchMode):
-    """The device while it is on: every operation passes through here."""
+    """The device while it is on. Its events: "sync" where the host waited for it, "upload" for what it uploaded."""
 
     active = None
 
