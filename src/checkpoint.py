@@ -3,6 +3,7 @@
 import hashlib
 import io
 import platform
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -57,6 +58,7 @@ def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State
             if _content(_pack(state, config, whole=True))["config"] != config:  # fails now, not when it is to be loaded
                 raise ValueError(f"expected a configuration that is equal to its copy, got {config}")
         parallel.wait()  # until all have read the file, before it is written
+        start = time.monotonic()
         with tqdm(desc=name, initial=state.epoch - first, total=epochs - first, unit="epoch",
                   disable=not (found and parallel.bars())) as progress:
             while state.epoch < epochs:
@@ -64,6 +66,9 @@ def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State
                 if leads:
                     write_whole(path, _pack(state, config, whole=begins or state.epoch < epochs))
                 progress.update()
+                done = state.epoch - first
+                if leads and not parallel.bars() and done % max(1, (epochs - first) // 10) == 0:
+                    print(f"{name}: {done} of {epochs - first} epochs, {time.monotonic() - start:.0f} s", flush=True)
     return state
 
 

@@ -59,7 +59,7 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
 
     Raises:
         TypeError, ValueError: something does not fit, or fails when it is tried; nothing has been trained.
-        CheckpointError: the checkpoint is of something else, or cannot be written.
+        CheckpointError, OSError: the checkpoint is of something else, or cannot be written.
         FloatingPointError: the loss or the weights are no longer finite.
     """
     for name, count in (("epochs", epochs), ("iterations", iterations), ("batch_size", batch_size)):
