@@ -131,7 +131,6 @@ def test_the_notebook_runs_from_nothing_on_the_digits_though_it_is_killed(tmp_pa
         first.send_signal(signal.SIGTERM)
         first.communicate()
     assert first.returncode != 0
-    assert not (tmp_path / "executed" / "README.ipynb").exists()
     done = subprocess.run(**command, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for setting in ("random", "digit", "none"):

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pandas
 import pytest
@@ -56,7 +58,8 @@ def test_a_study_is_measured_once_row_by_row(tmp_path):
 
 @pytest.fixture(scope="module")
 def places(trained, tmp_path_factory):
-    return Places(trained[1], results=tmp_path_factory.mktemp("results"))
+    folder = tmp_path_factory.mktemp("study")
+    return Places(Path(shutil.copytree(trained[1], folder / "checkpoints")), results=folder / "results")
 
 
 @pytest.fixture(scope="module")
