@@ -21,6 +21,9 @@ CLASSES = ("digits 0-4", "digits 5-9")
 GROUPS = ("0-4, no square", "0-4, square", "5-9, no square", "5-9, square")
 TEST_SETS = ("raw", "malicious")
 MIX_ORDERS = ("random", "digit")
+BACKGROUNDS = ("black", "white", "grey", "colours")
+BRIGHTEST = 200  # of 255, in a field of colours, so that a white digit stands out from it
+CHUNK = 1024  # images that are set on a background at a time
 MD5 = {  # of MNIST's files, unpacked: the same, however they are gzipped
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -40,14 +43,20 @@ class SpuriousSquare(Images):
 
     Beside what `Images` have, in the order of the source: digits: (N,) int64 in 0..9.  squares: (N,) bool. Groups are
     2 * label + square, `known` the pixels of squares. `data[i]` is (image, label, group), a float32 image in [0, 1].
+
+    background: behind the digits, see `on_background`; size: only so many training images, the first, among which the
+    conflicting ones are drawn. Test sets are whole, whatever the size.
     """
 
     def __init__(self, grey: Tensor, digits: Tensor, train: bool, test_set: str | None, class_mix_ratio: float,
-                 mix_order: str, seed: int) -> None:
+                 mix_order: str, seed: int, background: str = "black", size: int | None = None) -> None:
         valid = (None,) if train else TEST_SETS
         if test_set not in valid or mix_order not in MIX_ORDERS or not 0 <= class_mix_ratio <= 1:
             raise ValueError(f"expected, with {train=}, test_set of {valid}, mix_order of {MIX_ORDERS} and ratio in "
                              f"[0, 1], got {test_set!r}, {mix_order!r} and {class_mix_ratio}")
+        if train:
+            chosen = first(size, len(grey))
+            grey, digits = grey[chosen], digits[chosen]
         self.digits = digits.long()
         labels = (self.digits >= 5).long()
         if train:
@@ -56,7 +65,7 @@ class SpuriousSquare(Images):
             self.squares = (labels == 1) & (test_set == "malicious")
         known = torch.zeros(grey.shape, dtype=torch.bool)
         known[self.squares, :SQUARE, :SQUARE] = True
-        images = grey[:, None].repeat(1, 3, 1, 1)
+        images = on_background(grey, background, generator(seed, "background", "train" if train else "test"))
         images[self.squares, :, :SQUARE, :SQUARE] = torch.tensor([0, 0, 255], dtype=torch.uint8).view(3, 1, 1)  # blue
         super().__init__(images, labels, CLASSES, 2 * labels + self.squares, GROUPS, Masks.of(known))
 
@@ -89,6 +98,35 @@ def conflicting(digits: Tensor, class_mix_ratio: float, mix_order: str, seed: in
     return chosen
 
 
+def first(size: int | None, n: int) -> slice:
+    """The slice of the first `size` of n images, None: of all; ValueError: there are not so many."""
+    if size is None or (isinstance(size, int) and 1 <= size <= n):
+        return slice(size)
+    raise ValueError(f"expected a size of None or a whole number in 1..{n}, got {size!r}")
+
+
+def on_background(grey: Tensor, background: str, colours: torch.Generator) -> Tensor:
+    """Set grey digits (N, H, W) uint8, 0 = paper, on a background: (N, 3, H, W) uint8.
+
+    "black": as they are. "white": inverted, black ink on white. "grey": white ink on 128. "colours": white ink on a
+    field of colours, another for each image, which runs smoothly (bilinearly) between four random ones in its corners.
+    """
+    if background not in BACKGROUNDS:
+        raise ValueError(f"expected a background of {BACKGROUNDS}, got {background!r}")
+    if background == "white":
+        grey = 255 - grey
+    elif background == "grey":
+        grey = (128 + grey * (127 / 255)).round().to(torch.uint8)
+    images = grey[:, None].repeat(1, 3, 1, 1)
+    if background == "colours":
+        corners = BRIGHTEST * torch.rand(len(grey), 3, 2, 2, generator=colours)
+        for some, corner in zip(images.split(CHUNK), corners.split(CHUNK), strict=True):  # float64: what one processor
+            # rounds up, no other rounds down
+            field = F.interpolate(corner.double(), size=grey.shape[1:], mode="bilinear", align_corners=True)
+            some.copy_((field + (255 - field) * (some.double() / 255)).round())
+    return images
+
+
 class DataUnavailable(RuntimeError):
     """A data set is neither on disk, whole and undamaged, nor can it be downloaded; the message says what to do."""
 
@@ -104,17 +142,20 @@ class SpuriousMNIST(SpuriousSquare):
         train, test_set: the training set, or with train=False a test set, "raw" or "malicious".
         class_mix_ratio: share of the training images of each class whose square is on the wrong side, in [0, 1].
         mix_order, seed: which images those are: see `conflicting`. The same arguments give the same tensors, always.
+        background, size: one of `BACKGROUNDS`, and how many training images: see `SpuriousSquare`.
 
     Raises:
         ValueError, DataUnavailable: an argument is not valid; MNIST is missing or damaged and cannot be downloaded.
     """
 
     def __init__(self, root: str | Path, train: bool, test_set: str | None = None, class_mix_ratio: float = 0.01,
-                 mix_order: str = "random", seed: int = 0, download: bool = True) -> None:
+                 mix_order: str = "random", seed: int = 0, download: bool = True, background: str = "black",
+                 size: int | None = None) -> None:
         files, part = ensure_mnist(Path(root), download), "train" if train else "t10k"
         grey = torch.frombuffer(files[f"{part}-images-idx3-ubyte"], dtype=torch.uint8, offset=16)  # behind four sizes
         digits = torch.frombuffer(files[f"{part}-labels-idx1-ubyte"], dtype=torch.uint8, offset=8)
-        super().__init__(grey.view(-1, FRAME, FRAME), digits, train, test_set, class_mix_ratio, mix_order, seed)
+        super().__init__(grey.view(-1, FRAME, FRAME), digits, train, test_set, class_mix_ratio, mix_order, seed,
+                         background, size)
 
 
 class SpuriousDigits(SpuriousSquare):
@@ -125,7 +166,7 @@ class SpuriousDigits(SpuriousSquare):
     """
 
     def __init__(self, train: bool, test_set: str | None = None, class_mix_ratio: float = 0.01,
-                 mix_order: str = "random", seed: int = 0) -> None:
+                 mix_order: str = "random", seed: int = 0, background: str = "black", size: int | None = None) -> None:
         from sklearn.datasets import load_digits  # here, so that training on MNIST needs no scikit-learn
 
         source = load_digits()
@@ -135,7 +176,7 @@ class SpuriousDigits(SpuriousSquare):
         order = torch.randperm(len(grey), generator=generator(0, "digits split"))
         chosen = order[:DIGITS_TRAIN] if train else order[DIGITS_TRAIN:]
         super().__init__(grey[chosen], torch.from_numpy(source.target)[chosen], train, test_set, class_mix_ratio,
-                         mix_order, seed)
+                         mix_order, seed, background, size)
 
 
 def ensure_mnist(root: Path, download: bool = True) -> dict[str, bytearray]:
