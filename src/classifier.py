@@ -37,7 +37,6 @@ class Classifier(nn.Module):
             raise ValueError("expected mean in [0, 1] and std in (0, 1], one of each channel, for images in [0, 1]; "
                              f"got mean={mean.tolist()}, std={std.tolist()}")
         self.model, self.layer, self.reshape_transform = model, layer, reshape_transform
-        self.channels_last = True  # of what the model is given; not all can work on that, see `repair`
         self.grey = next((part.in_channels == 1 for part in model.modules() if isinstance(part, nn.Conv2d)), False)
         self.training = model.training
         self.register_buffer("mean", mean.view(-1, 1, 1), persistent=False)
@@ -49,7 +48,10 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         inputs = ((images - self.mean) / self.std)[:, :1 if self.grey else 3]
-        inputs = inputs if self.channels_last else inputs.contiguous()
+        # in the layout of its weights: channels that come last are faster, but not all can work on them, and torch's
+        # backward pass of a 1x1 convolution with stride 2 on 3 to 12 such channels corrupts the memory of a CPU
+        kernel = next((weight for weight in self.model.parameters() if weight.dim() == 4), None)
+        inputs = inputs.contiguous() if kernel is None or kernel.is_contiguous() else inputs
         dtype = next((weight.dtype for weight in self.model.parameters() if weight.is_floating_point()), inputs.dtype)
         return logits_of(self.model(inputs.to(dtype)), self.training)
 

@@ -20,6 +20,15 @@ def pixels(images: Tensor, masks: Tensor | None = None) -> Tensor:
     return floats if masks is None else floats.masked_fill_(masks[:, None], 0)
 
 
+def uploaded(images: Tensor, chosen: Tensor | slice, device: torch.device) -> Tensor:
+    """Some of the stored images on a device; the host does not wait for a GPU to have them."""
+    # index_select is several times faster than images[chosen] in host memory
+    batch = images[chosen] if isinstance(chosen, slice) else images.index_select(0, chosen)
+    if device.type == "cuda" and not batch.is_cuda:
+        batch = batch.pin_memory()
+    return batch.to(device, non_blocking=True)
+
+
 def inference_batch(images: Tensor) -> int:
     """How many images are inferred at once: 500, and fewer of large ones, whose activations would fill the memory."""
     return max(32, min(500, 2 ** 22 // (images.shape[2] * images.shape[3])))
@@ -61,7 +70,7 @@ def infer(model: nn.Module, images: Tensor, masks: Masks | Tensor | None = None,
         for start in parallel.mine(range(0, len(images), batch_size)):
             batch = slice(start, start + batch_size)
             hidden = None if masks is None else masks[batch].to(device)
-            logits[start] = model(pixels(images[batch].to(device), hidden))
+            logits[start] = model(pixels(uploaded(images, batch, device), hidden))
     return torch.cat(parallel.gathered(logits)).to(device)
 
 

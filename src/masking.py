@@ -6,12 +6,12 @@ from tqdm import tqdm
 
 from . import parallel
 from .checks import check_images, check_masks, check_threshold
-from .inference import inference_batch, pixels
+from .inference import inference_batch, pixels, uploaded
 from .masks import Masks
 from .saliency import heatmaps, reader
 from .seeding import generator
 from .state import State
-from .training import check_epoch, run_epoch
+from .training import check_epoch, train_epoch
 
 RANDOM_SIDES = (2, 14)  # pixels of 28, both ends included; the paper's RandMask
 
@@ -37,11 +37,12 @@ def hottest(heat: Tensor, k: float = 2.0) -> Tensor:
 
 
 def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Masks | None = None,
-               batch_size: int | None = None) -> Masks:
+               batch_size: int | None = None, guesses: Tensor | None = None) -> Masks:
     """Return what MaskTune hides in each image, by the model's XGradCAM for its predicted class.
 
-    images: (N, 3, H, W) uint8; hidden: what earlier iterations hid, stays hidden and is not looked at. The masks are on
-    the device of the images. The model is left as it was.
+    images: (N, 3, H, W) uint8; hidden: what earlier iterations hid, stays hidden and is not looked at; guesses: (N,)
+    int64 zeros, into which the predicted classes are written. The masks are on the device of the images. The model is
+    left as it was.
     """
     check_images(images)
     check_masks(hidden, images)
@@ -54,10 +55,14 @@ def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Masks |
     for start in tqdm(starts, desc="masks", leave=False, position=0, disable=not parallel.bars()):
         batch = slice(start, start + batch_size)
         before = None if hidden is None else hidden[batch].to(device)
-        heat = heatmaps(model, pixels(images[batch].to(device), before), model.saliency_layer, read)
+        heat, classes = heatmaps(model, pixels(uploaded(images, batch, device), before), model.saliency_layer, read)
         found = hottest(heat, k)
+        if guesses is not None:
+            guesses[batch] = classes.to(guesses.device)
         masks[batch] = (found if before is None else found | before).to(images.device)
     parallel.total(masks.bits)  # each process has set its own, all others are 0
+    if guesses is not None:
+        parallel.total(guesses)
     return masks
 
 
@@ -83,23 +88,21 @@ def random_masks(n: int, size: int | tuple[int, int], seed: int, epoch: int, dev
     return masks
 
 
-def masktune_epoch(state: State, images: Tensor, labels: Tensor, *, batch_size: int, k: float = 2.0,
-                   accumulate: bool = False, precision: str = "fp32", **options) -> tuple[float, float]:
+def masktune_epoch(state: State, images: Tensor, labels: Tensor, *, k: float = 2.0, accumulate: bool = False, **options
+                   ) -> tuple[float, float]:
     """Run one iteration of MaskTune: masks by the model as it stands, then exactly one epoch on the masked images.
 
     The model and the optimizer go on from where ERM left them. `images` (N, 3, H, W) uint8 are those that ERM was
-    trained on; with `accumulate`, what earlier iterations hid stays hidden. `options` are those of `train_epoch`: `lr`
-    and `seed` at least. Returns the epoch's mean loss and accuracy; the masks are in `state.masks`.
+    trained on; with `accumulate`, what earlier iterations hid stays hidden. `options` are those of `train_epoch`: `lr`,
+    `batch_size` and `seed` at least. Returns the epoch's mean loss and accuracy; the masks are in `state.masks`.
     """
-    check_epoch(state, images, labels, batch_size, precision, **options)
+    check_epoch(state, images, labels, **options)
     state.masks = find_masks(state.model, images, k, state.masks if accumulate else None)
-    return run_epoch(state, images, labels, masks=state.masks, batch_size=batch_size, precision=precision, **options)
+    return train_epoch(state, images, labels, masks=state.masks, **options)
 
 
-def randmask_epoch(state: State, images: Tensor, labels: Tensor, *, batch_size: int, seed: int, precision: str = "fp32",
-                   **options) -> tuple[float, float]:
+def randmask_epoch(state: State, images: Tensor, labels: Tensor, *, seed: int, **options) -> tuple[float, float]:
     """Run the paper's control: the same epoch, with masks in random places; arguments as of `masktune_epoch`."""
-    check_epoch(state, images, labels, batch_size, precision, **options)
+    check_epoch(state, images, labels, **options)
     state.masks = random_masks(len(images), tuple(images.shape[2:]), seed, state.epoch, images.device)
-    return run_epoch(state, images, labels, masks=state.masks, batch_size=batch_size, seed=seed, precision=precision,
-                     **options)
+    return train_epoch(state, images, labels, masks=state.masks, seed=seed, **options)

@@ -34,6 +34,10 @@ class Masks:
         packed[:] = masks
         return packed
 
+    def to(self, device: torch.device | str) -> "Masks":
+        """The same masks on a device."""
+        return Masks(self.shape, self.bits, device)
+
     def __len__(self) -> int:
         return self.shape[0]
 

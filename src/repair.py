@@ -1,4 +1,4 @@
-"""Repair a classifier of your own: `masktune`. What could fail after hours is tried at its door, on eight images."""
+"""Repair a classifier of your own: `masktune`, or look first: `preview`. What could fail late is tried at the door."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -6,32 +6,35 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from . import parallel
 from .checkpoint import load_or_run
-from .checks import check_count, check_images, check_labels, check_number
+from .checks import check_count, check_images, check_labels, check_number, check_threshold
 from .classifier import Classifier, copied, unwrapped
 from .datasets.images import Images, load_dataset
-from .device import best_device, room_for
-from .inference import evaluating, pixels
-from .masking import find_masks
-from .report.report import FEW, MANY, Report, hidden_share, scored
-from .saliency import suggest_layers
+from .device import best_device, prepare, room_for
+from .inference import evaluating, infer, pixels
+from .masking import find_masks, hottest
+from .masks import Masks
+from .metrics import Score
+from .report.report import FEW, MANY, Report, hidden_share, least_right, scored
+from .saliency import reader, suggest_layers, xgradcam
 from .seeding import seeded
-from .state import State, digest
-from .training import epoch_batches, run_epoch, sgd, train_epoch
+from .state import State, contents, digest
+from .training import epoch_batches, sgd, train_epoch
 
 
 def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: str, lr: float, batch_size: int = 128,
              epochs: int = 1, k: float = 2.0, iterations: int = 1, accumulate: bool = False, momentum: float = 0.9,
              weight_decay: float = 1e-4, optimizer: Callable[[list], torch.optim.Optimizer] | None = None,
-             mean: Sequence[float] = (0, 0, 0), std: Sequence[float] = (1, 1, 1),
-             reshape_transform: Callable[[Tensor], Tensor] | None = None,
+             loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy, mean: Sequence[float] | None = None,
+             std: Sequence[float] | None = None, reshape_transform: Callable[[Tensor], Tensor] | None = None,
              augment: Callable[[Tensor], Tensor] | None = None, precision: str = "fp32",
-             device: torch.device | str | None = None, seed: int = 0, tests: dict | None = None,
+             device: torch.device | str | None = None, seed: int = 0, tests: dict | None = None, scores: bool = True,
              checkpoint: Path | str | None = None) -> tuple[nn.Module, Report]:
     """Repair a trained classifier: masks by its own heat maps, then one epoch on what is left (MaskTune, section 3).
 
@@ -49,12 +52,16 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         k: what is hotter than m + k s is hidden.
         iterations, epochs: of masks, and on the same masks; with `accumulate`, hidden pixels stay hidden.
         momentum, weight_decay: of SGD; or `optimizer`, which makes another one of a list of weights. Its LR is `lr`.
-        mean, std: of the normalisation that the model expects.
+        loss: a function of logits (B, classes) and labels (B,) that gives their mean, for weights of classes and such.
+        mean, std: of the normalisation that the model expects; if not given, those that a model of timm names, which
+            is said in a warning, or else none.
         reshape_transform: makes maps (B, K, h, w) of the layer's output where that is something else.
         augment: a function of masked images (B, 3, H, W) float in [0, 1] on the device; `seed` sets torch's generators.
         precision: "fp32", or "bf16" for autocast.
         device: that computes; the GPU if there is one. The repaired model is on that of the model given.
         tests: more data sets to be scored before and after, by name; their classes are matched by name.
+        scores: whether the repaired model is scored on the training images, too, which takes a third of all forward
+            passes; each of them is looked at once for its mask, once in the epoch, and once for this.
         checkpoint: a file to resume from; it is written after every epoch.
 
     Raises:
@@ -65,9 +72,8 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
     for name, count in (("epochs", epochs), ("iterations", iterations), ("batch_size", batch_size)):
         check_count(name, count)
     check_number("seed", seed, seed % 1 == 0, "a whole number")
-    parallel.start()
-    device = torch.device(device or best_device())
-    options = dict(lr=float(lr), batch_size=int(batch_size), precision=precision, augmentation=augment, seed=int(seed))
+    options = dict(lr=float(lr), batch_size=int(batch_size), precision=precision, augmentation=augment, seed=int(seed),
+                   loss=loss)
 
     def fresh() -> State:
         new = copied(old)
@@ -75,47 +81,113 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         return State(new, optimizer(weights) if optimizer else sgd(weights, momentum, weight_decay))
 
     def advance(state: State) -> dict[str, float]:
-        if state.epoch % epochs == 0:
+        if state.epoch == 0:
+            state.masks = masks
+        elif state.epoch % epochs == 0:
             state.masks = find_masks(state.model, images, k, state.masks if accumulate else None)
-            if not FEW <= state.masks.share() <= MANY:
-                warnings.warn(hidden_share(state.masks.share()), stacklevel=3)
-        loss, accuracy = run_epoch(state, images, labels, masks=state.masks, title="masktune", **options)
-        return {"loss": loss, "accuracy": accuracy}
+        lost, accuracy = train_epoch(state, images, labels, masks=state.masks, title="masktune", **options)
+        return {"loss": lost, "accuracy": accuracy}
 
-    with torch.inference_mode(False), torch.enable_grad(), torch.cuda.device(device if device.type == "cuda" else -1):
-        sets = _data_sets(data, tests or {})
-        train = sets["train"]
-        old = _working_copy(model, layer, mean, std, reshape_transform).to(device)
-        _rehearse(old, model, train, fresh, k, **options)
-        before = {}
-        for name, one in sets.items():
-            with _step(f"the images of {name}, {tuple(one.images.shape)}"):
-                before[name] = scored(old, one)
-        right = before["train"].average
-        if right < min(1, max(0.5, 1.5 / len(train.classes))):
-            warnings.warn(f"the model is right on only {right:.1%} of the training images: are mean and std, the size "
-                          "of the images and the order of the classes those of its training?", stacklevel=2)
-        place = room_for(train.images, device)
-        images, labels = train.images.to(place), train.labels.to(place)
-        settings = {"layer": old.layer, "epochs": int(epochs), "k": float(k), "iterations": int(iterations),
-                    "accumulate": bool(accumulate), "mean": old.mean.flatten().tolist(),
-                    "std": old.std.flatten().tolist(), **options,
-                    "augmentation": getattr(augment, "__name__", repr(augment))}
+    parallel.start()
+    device = torch.device(device or best_device())
+    with _computing_on(device):
+        old, sets = _opened(model, data, tests or {}, layer, k, mean, std, reshape_transform, device)
+        _rehearse(old, model, sets["train"], fresh, **options)
+        images, labels, masks, before = _look(old, sets, k, device)
+        settings = _settings(old, k) | options | {
+            "epochs": int(epochs), "iterations": int(iterations), "accumulate": bool(accumulate),
+            "augmentation": getattr(augment, "__name__", repr(augment)), "loss": getattr(loss, "__name__", repr(loss))}
         if checkpoint is None:
             state = fresh()
             while state.epoch < epochs * iterations:
                 state.finish_epoch(**advance(state))
         else:
+            with _step("checkpoint="):
+                own = digest([contents(one) for one in (augment, loss, reshape_transform)])
             config = settings | {"optimizer": repr(fresh().optimizer), "model": digest(old.state_dict()),
-                                 "data": digest([train.labels, train.images[::max(1, len(train) // 1000)]])}
+                                 "data": digest([labels, images]), "functions": own}
             state = load_or_run(Path(checkpoint).expanduser(), config, int(epochs * iterations), fresh, advance)
-        report = Report.of(old, state.model, state.masks, sets, before, settings)
+        report = Report.of(old, state.masks, sets, before, settings, state.model, scores, state.history)
         repaired = state.model.model.eval()
         tensors = ((*part.parameters(), *part.buffers()) for part in (repaired, unwrapped(model)))
         for new, given in zip(*tensors, strict=True):
             new.data = new.data.to(given.device, given.dtype)
             new.grad = None
         return repaired, report
+
+
+def preview(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: str, k: float = 2.0,
+            mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+            reshape_transform: Callable[[Tensor], Tensor] | None = None, device: torch.device | str | None = None,
+            tests: dict | None = None) -> Report:
+    """Show what `masktune` would hide, and train nothing: heat maps, masks, and what hiding them costs the model.
+
+    Masks that miss the shortcut are the commonest failure, and they are seen here. Arguments and errors are those of
+    `masktune`; a few hundred images are enough.
+    """
+    parallel.start()
+    device = torch.device(device or best_device())
+    with _computing_on(device):
+        old, sets = _opened(model, data, tests or {}, layer, k, mean, std, reshape_transform, device)
+        _, _, masks, before = _look(old, sets, k, device)
+        return Report.of(old, masks, sets, before, _settings(old, k))
+
+
+@contextmanager
+def _computing_on(device: torch.device) -> Iterator[None]:
+    """Compute on a device, exactly, and with gradients, whatever the caller has set; afterwards all is as it was."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.cuda.device(device if device.type == "cuda" else -1):
+        exact = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        try:
+            prepare()
+            yield
+        finally:
+            torch.use_deterministic_algorithms(exact[0], warn_only=exact[1])
+
+
+def _opened(model: nn.Module, data: object, tests: dict, layer: str, k: float, mean: Sequence[float] | None,
+            std: Sequence[float] | None, reshape_transform: Callable | None, device: torch.device
+            ) -> tuple[Classifier, dict[str, Images]]:
+    """A working copy of the model, tried on a few images, and the data sets, labelled alike."""
+    check_threshold(k)
+    sets = _data_sets(data, tests)
+    if (mean is None) != (std is None):
+        raise ValueError(f"expected mean and std, or neither, got {mean=} and {std=}")
+    known = getattr(unwrapped(model), "pretrained_cfg", None)
+    if mean is None and isinstance(known, dict) and {"mean", "std"} <= known.keys():
+        mean, std = known["mean"], known["std"]
+        warnings.warn(f"images are normalised by the model's own pretrained_cfg, mean {mean} and std {std}; pass mean= "
+                      "and std= for others, such as 0 and 1 for none", stacklevel=3)
+    normalisation = ((0,), (1,)) if mean is None else (mean, std)
+    old = _working_copy(model, layer, *normalisation, reshape_transform).to(device)
+    _try(old, sets["train"], k)
+    return old, sets
+
+
+def _look(model: Classifier, sets: dict[str, Images], k: float, device: torch.device
+          ) -> tuple[Tensor, Tensor, Masks, dict[str, Score]]:
+    """Training images and labels where they are kept, the first masks, and the scores before, each image seen once."""
+    train, before = sets["train"], {}
+    place = room_for(train.images, device)
+    images, labels = train.images.to(place), train.labels.to(place)
+    guesses = torch.zeros_like(labels)
+    with _step(f"the images of train, {tuple(images.shape)}"):
+        masks = find_masks(model, images, k, guesses=guesses)
+    if not FEW <= masks.share() <= MANY:
+        warnings.warn(hidden_share(masks.share()), stacklevel=3)
+    before["train"] = scored(guesses, train)
+    if (right := before["train"].average) < least_right(len(train.classes)):
+        warnings.warn(f"the model is right on only {right:.1%} of the training images: are mean and std, the size "
+                      "of the images and the order of the classes those of its training?", stacklevel=3)
+    for name, one in list(sets.items())[1:]:
+        with _step(f"the images of {name}, {tuple(one.images.shape)}"):
+            before[name] = scored(infer(model, one.images).argmax(1), one)
+    return images, labels, masks, before
+
+
+def _settings(model: Classifier, k: float) -> dict[str, object]:
+    return {"layer": model.layer, "k": float(k), "mean": model.mean.flatten().tolist(),
+            "std": model.std.flatten().tolist()}
 
 
 @contextmanager
@@ -126,6 +198,8 @@ def _step(name: str, *suggest_for: object) -> Iterator[None]:
     except Exception as error:  # a model, an optimizer and a data set can fail in any way
         kind = "" if isinstance(error, (TypeError, ValueError)) else f"{type(error).__name__}: "
         advice = f"; suggest_layers finds {suggest_layers(*suggest_for)}" if suggest_for else ""
+        if isinstance(error, torch.OutOfMemoryError):
+            advice = "; lower batch_size=, or pass precision='bf16'"
         raise ValueError(f"{name}: {kind}{error}{advice}") from error
 
 
@@ -159,18 +233,12 @@ def _working_copy(model: nn.Module, *options) -> Classifier:
     return copy
 
 
-def _rehearse(model: Classifier, given: nn.Module, data: Images, fresh: Callable[[], State], k: float, *,
-              augmentation: Callable | None, batch_size: int, seed: int, **options) -> None:
-    """Try everything once, as the repair does it: inference, a heat map, and a step of training on a copy."""
-    chosen = torch.linspace(0, len(data) - 1, max(8, parallel.world())).long().unique().tolist()
-    images, labels = data.images[chosen], data.labels[chosen]
-    seen = pixels(images.to(next(model.parameters()).device))
+def _try(model: Classifier, data: Images, k: float) -> None:
+    """Try inference and a heat map on a few images, and keep how the layer is read."""
+    chosen = _few(data)
+    seen = pixels(data.images[chosen].to(model.mean.device))
     with _step(f"the forward pass in eval mode on images {tuple(seen.shape)}"), evaluating(model), torch.no_grad():
-        try:
-            logits = model(seen)
-        except Exception:  # a model's `view` does not stand channels that come last, which is faster
-            model.channels_last = False
-            logits = model(seen)
+        logits = model(seen)
     if logits.shape[1] != len(data.classes):
         raise ValueError(f"expected one logit for each of the {len(data.classes)} classes, got a model with "
                          f"{logits.shape[1]}; give it a new last layer, or name all its classes with classes=")
@@ -178,28 +246,53 @@ def _rehearse(model: Classifier, given: nn.Module, data: Images, fresh: Callable
     low, high = outputs.min().item(), outputs.max().item()
     if low >= 0 and (((logits.sum(1) - 1).abs() < 1e-3).all() or low + 0.5 < high <= 1):
         warnings.warn(f"the model's outputs look like probabilities, not logits: they are in [{low:.2f}, {high:.2f}], "
-                      "or add up to 1; take the softmax or the sigmoid off its end", stacklevel=3)
+                      "or add up to 1; take the softmax or the sigmoid off its end", stacklevel=4)
     if model.grey and not all((part == part[:, :1]).all() for part in data.images.split(1000)):
         raise ValueError("the model takes one channel, and there are coloured images; make them grey first")
-    with _step(f"the heat map of layer {model.layer!r}", model, images):
-        masks = find_masks(model, images, k)
+    with _step(f"the heat map of layer {model.layer!r}", model, data.images[chosen]):
+        model.reshape_transform = reader(model, model.saliency_layer, tuple(seen.shape[2:]))
+        heat = xgradcam(model, seen)
+        hottest(heat, k)
+    if (empty := (heat.amax((1, 2)) == 0).double().mean().item()) > 0.5:
+        warnings.warn(f"the heat maps of layer {model.layer!r} are zero in {empty:.0%} of the images tried, in which "
+                      f"nothing will be hidden: name an earlier layer, of {suggest_layers(model, data.images[chosen])}",
+                      stacklevel=4)
+
+
+def _few(data: Images) -> list[int]:
+    return torch.linspace(0, len(data) - 1, max(8, parallel.world())).long().unique().tolist()
+
+
+def _rehearse(model: Classifier, given: nn.Module, data: Images, fresh: Callable[[], State], *,
+              augmentation: Callable | None, batch_size: int, seed: int, **options) -> None:
+    """Try a step of training on a copy, as the repair does it: on a GPU with a whole batch, which must fit."""
     with _step("the optimizer, which optimizer= makes of a list of weights"):
         trial = fresh()
         if len({group["lr"] for group in trial.optimizer.param_groups}) > 1:
             raise ValueError("expected parameter groups that share one LR, which lr= sets; got several")
+    chosen = list(range(min(batch_size, len(data)))) if model.mean.is_cuda else _few(data)
+    images, labels = data.images[chosen], data.labels[chosen]
     with _step("augment= on a batch"), seeded(seed, "rehearsal"):
+        seen = pixels(images.to(model.mean.device))
         made = augmentation(seen.clone()) if augmentation and not hasattr(augmentation, "draw") else seen
         low, high = made.min().item(), made.max().item()
         if not made.is_floating_point() or made.shape[:2] != seen.shape[:2] or not (low >= -1 and high <= 2):
             raise ValueError(f"expected floats in [0, 1], but for some noise, got {made.dtype} {tuple(made.shape)} in "
                              f"[{low:.3g}, {high:.3g}]; normalisation is for mean= and std=")
     with _step("a training step"):
-        few = max(parallel.world(), min(map(len, epoch_batches(len(data), batch_size, 0, 0))))
+        few = len(images)
+        if not model.mean.is_cuda:
+            few = max(parallel.world(), min(map(len, epoch_batches(len(data), batch_size, 0, 0))))
         before = [getattr(weight.grad, "_version", None) for weight in given.parameters()]
-        train_epoch(trial, images[:few], labels[:few], masks=masks[:few], augmentation=augmentation, batch_size=few,
-                    seed=seed, **options)
+        train_epoch(trial, images[:few], labels[:few], augmentation=augmentation, batch_size=few, seed=seed, **options)
         if before != [getattr(weight.grad, "_version", None) for weight in given.parameters()]:
             raise ValueError("expected a copy on weights of its own, got gradients in the model given: by its forward?")
-        if all(torch.equal(new, old) for new, old in zip(trial.model.parameters(), model.parameters(), strict=True)):
+        moved, size = (torch.stack([part.detach().double().norm() for part in parts]).norm().item() for parts in (
+            [new - old for new, old in zip(trial.model.parameters(), model.parameters(), strict=True)],
+            list(model.parameters())))
+        if moved == 0:
             raise ValueError("expected weights to move, got none that did: the model runs under torch.no_grad, the "
                              "optimizer has other weights than it was given, or the LR is too small")
+    if moved > size / 2:
+        warnings.warn(f"one step at LR {options['lr']:g} moves the weights by {moved / size:.1g} times their size, and "
+                      "may destroy what the model has learned: lower lr=", stacklevel=3)

@@ -44,12 +44,12 @@ def xgradcam(model: nn.Module, images: Tensor, layer: nn.Module | None = None, c
     if classes is not None:
         with evaluating(model), torch.no_grad():
             check_labels(classes, images, model(images[:1]).shape[1])
-    return heatmaps(model, images, layer, reader(model, layer, tuple(images.shape[2:])), classes)
+    return heatmaps(model, images, layer, reader(model, layer, tuple(images.shape[2:])), classes)[0]
 
 
 def heatmaps(model: nn.Module, images: Tensor, layer: nn.Module, read: layout.Reading, classes: Tensor | None = None
-             ) -> Tensor:
-    """`xgradcam` behind its door: the arguments are right, and it is known how to read the layer's output."""
+             ) -> tuple[Tensor, Tensor]:
+    """`xgradcam` behind its door, where it is known how to read the layer's output; and the classes predicted (B,)."""
     kept = {}
 
     def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor | None:
@@ -65,8 +65,8 @@ def heatmaps(model: nn.Module, images: Tensor, layer: nn.Module, read: layout.Re
             if "activation" not in kept:
                 raise ValueError(f"expected a (B, K, h, w) output of the layer {type(layer).__name__}, which "
                                  f"{type(getattr(model, 'model', model)).__name__} did not give; {ADVICE}")
-            classes = logits.argmax(1) if classes is None else classes
-            score = logits.gather(1, classes[:, None]).sum()
+            guesses = logits.argmax(1)
+            score = logits.gather(1, (guesses if classes is None else classes)[:, None]).sum()
             gradient = None
             if score.requires_grad:
                 gradient, = torch.autograd.grad(score, kept["activation"], allow_unused=True)
@@ -81,7 +81,7 @@ def heatmaps(model: nn.Module, images: Tensor, layer: nn.Module, read: layout.Re
         activation, gradient = activation.float(), gradient.float()
     weight = (gradient * activation).sum((2, 3)) / (activation.sum((2, 3)) + 1e-7)
     maps = torch.einsum("bk,bkhw->bhw", weight, activation).relu().float()  # (B, h, w) as the layer gives them
-    return unit_range(resized(unit_range(maps), *images.shape[2:]))
+    return unit_range(resized(unit_range(maps), *images.shape[2:])), guesses
 
 
 def reader(model: nn.Module, layer: nn.Module, size: tuple[int, int]) -> layout.Reading:

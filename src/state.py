@@ -4,6 +4,9 @@ import copy
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +59,9 @@ def digest(content: object) -> str:
 def _parts(item: object) -> Iterator[bytes]:
     if isinstance(item, Tensor | Masks):
         yield f"{item.dtype}{tuple(item.shape)}".encode()
-        for chunk in item.chunks() if isinstance(item, Masks) else [...]:  # masks count as the unpacked tensor
-            yield item[chunk].detach().cpu().contiguous().numpy().tobytes()
+        chunks = item.split(1024) if isinstance(item, Tensor) and item.dim() else [item]  # of memory-mapped images
+        for chunk in (item[part] for part in item.chunks()) if isinstance(item, Masks) else chunks:  # unpacked masks
+            yield chunk.detach().cpu().contiguous().numpy().tobytes()
     elif isinstance(item, dict):
         yield b"{"
         for key, value in item.items():
@@ -71,3 +75,46 @@ def _parts(item: object) -> Iterator[bytes]:
         yield b"]"
     else:
         yield repr(item).encode() + b","
+
+
+def contents(value: object, seen: tuple[int, ...] = ()) -> object:
+    """What a function or an object does, for `digest`: code and all that it uses, not names, which may mean another.
+
+    Of what it names, what its own module defines counts, too; what other modules define goes by its name.
+
+    Raises:
+        TypeError: something in it cannot be told by its content, such as an open file.
+    """
+    if isinstance(value, Tensor | str | bytes | int | float | complex | Enum | torch.dtype | torch.device | None):
+        return value
+    if id(value) in seen:
+        return "again"
+
+    def inner(one: object) -> object:
+        return contents(one, (*seen, id(value)))
+
+    if isinstance(value, CodeType):
+        return [value.co_code.hex(), value.co_names, value.co_varnames, inner(value.co_consts)]
+    if isinstance(value, dict):
+        return [[inner(key), inner(one)] for key, one in value.items()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [inner(one) for one in (value if isinstance(value, list | tuple) else sorted(value, key=repr))]
+    if isinstance(value, partial):
+        return [inner(value.func), inner(value.args), inner(value.keywords)]
+    if isinstance(value, MethodType):
+        return [inner(value.__func__), inner(value.__self__)]
+    if isinstance(value, FunctionType):
+        used = {name: value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__}
+        own = {name: one for name, one in used.items() if getattr(one, "__module__", None) == value.__module__
+               or isinstance(one, Tensor | str | int | float | list | tuple | dict)}
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return [inner(part) for part in (value.__code__, value.__defaults__, value.__kwdefaults__, cells, own)]
+    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    if isinstance(value, type):
+        return [name, *(inner(part) for part in vars(value).values() if isinstance(part, FunctionType))]
+    if isinstance(value, ModuleType | BuiltinFunctionType) or value is ...:
+        return value.__name__ if isinstance(value, ModuleType) else name
+    if hasattr(value, "__dict__"):
+        return [inner(type(value)), inner(vars(value))]
+    raise TypeError(f"expected what can be told by its content, to compare a resumed run with, got a {name}; leave "
+                    "checkpoint= out, or write what it does as a function")

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from . import parallel
 from .augmentation import Augmentation
 from .checks import PRECISIONS, check_count, check_images, check_labels, check_masks, check_number
-from .inference import infer, pixels
+from .inference import infer, pixels, uploaded
 from .masks import Masks
 from .seeding import epoch_order, seeded
 from .state import State
@@ -35,8 +35,8 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, order: int = 0
     return batches
 
 
-def check_epoch(state: State, images: Tensor, labels: Tensor, batch_size: int, precision: str,
-                masks: Masks | Tensor | None = None, *, lr: float, **_others) -> None:
+def check_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, precision: str = "fp32",
+                masks: Masks | Tensor | None = None, **_others) -> None:
     """Raise TypeError or ValueError, naming what was expected and what came, before anything is trained."""
     check_number("lr", lr, lr >= 0, "a finite number, not negative")
     check_count("batch_size", batch_size)
@@ -54,8 +54,10 @@ def check_epoch(state: State, images: Tensor, labels: Tensor, batch_size: int, p
                          f"{len(labels)} images in batches of {batch_size}")
 
 
-def train_epoch(state: State, images: Tensor, labels: Tensor, *, batch_size: int, masks: Masks | Tensor | None = None,
-                precision: str = "fp32", **options) -> tuple[float, float]:
+def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int, order: int = 0,
+                masks: Masks | Tensor | None = None, augmentation: Augmentation | Callable | None = None,
+                precision: str = "fp32", loss: Callable = F.cross_entropy, title: str | None = None
+                ) -> tuple[float, float]:
     """Train for one epoch, in train mode; return its mean loss and its accuracy, as they were met.
 
     `state.finish_epoch` then counts it as done. The epoch is a pure function of the state, the data and the arguments:
@@ -65,29 +67,24 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, batch_size: int
     Args:
         images: (N, 3, H, W) uint8, with labels (N,) int64 and masks (N, H, W) bool, True = hidden; on the model's
             device where they fit, else in host memory or a memory map.
-        batch_size: images of one update, over all processes.
         lr: the learning rate.
+        batch_size: images of one update, over all processes.
         seed, order: draw, with the state's epoch, the order of the images and what the augmentation does to each.
         augmentation: comes after the masks, so that each hides the pixels that it was computed on; ours, or any
             function of a batch (B, 3, H, W) float in [0, 1] on the device.
         precision: "fp32", or "bf16": forward and loss under autocast, weights and optimizer in fp32.
+        loss: a function of logits (B, classes) and labels (B,) that gives their mean.
         title: of a progress bar, in images per second; none is shown without.
 
     Raises:
         TypeError, ValueError: the input is not of that kind; nothing has been trained.
         FloatingPointError: the loss or the weights are no longer finite.
     """
-    check_epoch(state, images, labels, batch_size, precision, masks, **options)
-    return run_epoch(state, images, labels, batch_size=batch_size, masks=masks, precision=precision, **options)
-
-
-def run_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int, order: int = 0,
-              masks: Masks | Tensor | None = None, augmentation: Augmentation | Callable | None = None,
-              precision: str = "fp32", title: str | None = None) -> tuple[float, float]:
-    """`train_epoch` behind its door: the arguments are right."""
+    check_epoch(state, images, labels, lr=lr, batch_size=batch_size, precision=precision, masks=masks)
     if not state.model.training:
         state.model.train()
     device = next(state.model.parameters()).device
+    masks = None if masks is None else (masks if isinstance(masks, Masks) else Masks.of(masks)).to(device)  # as bits
     batches = epoch_batches(len(labels), batch_size, seed, state.epoch, order, images.device)
     losses = torch.zeros(len(batches), device=device)  # each a sum over the batch
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -99,18 +96,18 @@ def run_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_
         for step, (batch, weight) in enumerate(parallel.deal(batches)):
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
-            chosen = images.index_select(0, batch)  # several times faster than images[batch] in host memory
-            inputs = pixels(chosen.to(device), None if masks is None else masks[batch].to(device))
+            hidden = None if masks is None else masks[batch.to(device)]
+            inputs = pixels(uploaded(images, batch, device), hidden)
             targets = labels[batch].to(device)
             if augmentation:
                 inputs = augmentation(inputs) if drawn is None else augmentation(inputs, drawn[batch].to(device))
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = model(inputs)
-                loss = F.cross_entropy(logits, targets)
+                lost = loss(logits, targets)
             state.optimizer.zero_grad()
-            (loss * weight).backward()
+            (lost * weight).backward()
             state.optimizer.step()
-            losses[step] = loss.detach() * len(batch)
+            losses[step] = lost.detach() * len(batch)
             correct += (logits.detach().argmax(1) == targets).sum()
             bar.update(len(batches[step]))
     losses, correct = parallel.total(losses), parallel.total(correct)

@@ -61,8 +61,9 @@ BAD = [  # the model, the training set, options, and what the message says
         "epochs": (0, 1.5), "iterations": (0,), "batch_size": (0,), "lr": (-1, float("inf")), "seed": (0.5,),
         "precision": ("fp16",), "k": (float("nan"), -5)}.items() for value in values),
     (Net, DATA, {"lr": 0}, "weights to move"),
-    (Net, DATA, {"mean": (123.7, 116.3, 103.5)}, r"mean in \[0, 1\]"),
-    (Net, DATA, {"std": (0, 0, 0)}, r"std in \(0, 1\]"),
+    (Net, DATA, {"mean": (0.5,)}, "mean and std, or neither"),
+    (Net, DATA, {"mean": (123.7, 116.3, 103.5), "std": (1,)}, r"mean in \[0, 1\]"),
+    (Net, DATA, {"mean": (0,), "std": (0, 0, 0)}, r"std in \(0, 1\]"),
     (Net, DATA, {"reshape_transform": lambda output: output[0]}, "the heat map of layer 'f'"),
     *((Net, DATA, {"optimizer": made}, f"the optimizer.*{said}") for made, said in (
         (torch.optim.SGD(Net().parameters()), "'SGD' object is not callable"), (lambda weights: None, "NoneType"),

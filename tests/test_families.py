@@ -111,7 +111,7 @@ def test_a_model_is_explained_as_by_grad_cam_and_repaired(name):
     assert ours.max() > 0.9  # no comparison of zeros
     assert_is_map(exact, seen, transform or (lambda output: output))
     given = copied(model)
-    repaired, report = repair(model, data, layer=layer, lr=1e-3, batch_size=3, k=1)
+    repaired, report = repair(model, data, layer=layer, lr=1e-3, batch_size=3, k=1, mean=(0,), std=(1,))
     assert 0.001 < report.hidden < 0.5
     assert type(repaired) is type(model)
     assert equal(model, given)

@@ -119,27 +119,31 @@ def test_options_of_a_practitioner(shortcut, repaired):
 
 def test_a_repair_goes_on_where_it_was_interrupted(shortcut, tmp_path):
     model, train, _ = shortcut
-    calls, stop = [], 60  # in the third of four epochs of 22 steps, after two of the trial
 
     def noise(batch: torch.Tensor) -> torch.Tensor:
-        calls.append(0)
-        if len(calls) == stop:
+        noise.calls += 1
+        if noise.calls == noise.stop:
             raise KeyboardInterrupt
         return batch + 0.1 * torch.rand_like(batch)
+
+    noise.calls, noise.stop = 0, 60  # in the third of four epochs of 22 steps, after two of the trial
 
     run = partial(masktune, data=train, layer="12", lr=0.01, batch_size=64, iterations=2, epochs=2, augment=noise)
     with pytest.raises(KeyboardInterrupt):
         run(model, checkpoint=tmp_path / "repair.pt")
-    calls, stop = [], 0
+    noise.calls, noise.stop = 0, None
     resumed, report = run(model, checkpoint=tmp_path / "repair.pt")
-    assert len(calls) == 2 + 2 * 22
+    assert noise.calls == 2 + 2 * 22
     assert equal(resumed, run(model)[0])
     loaded, again = run(model, checkpoint=tmp_path / "repair.pt")
     assert equal(loaded, resumed)
     assert torch.equal(again.masks[:], report.masks[:])
     other, before = copy.deepcopy(model), (tmp_path / "repair.pt").read_bytes()
     nn.init.zeros_(other[-1].weight)
-    for one, options, said in ((model, {"k": 1}, r"\(k: "), (other, {}, r"\(model: ")):
+    changed = Images(train.images.clone(), train.labels, train.classes)
+    changed.images[1] = 0  # one of all
+    for one, options, said in ((model, {"k": 1}, r"\(k: "), (other, {}, r"\(model: "), (model, {"data": changed},
+                               r"\(data: "), (model, {"augment": lambda batch: batch}, "functions: ")):
         with pytest.raises(CheckpointError, match=said):
             run(one, **options, checkpoint=tmp_path / "repair.pt")
     assert (tmp_path / "repair.pt").read_bytes() == before
@@ -153,7 +157,7 @@ def test_a_repair_that_does_little_is_doubted(shortcut, monkeypatch):
             assert repair(one, k=k)[1].verdict.startswith("0.00% of the pixels")
     with pytest.warns(UserWarning, match="right on only .* of the training images"):
         masktune(model, Images(train.images, 1 - train.labels, train.classes), layer="12", lr=0.01)
-    monkeypatch.setattr(src.repair, "find_masks", lambda *_: Masks.of(torch.ones(16, 32, 32).bool()))
+    monkeypatch.setattr(src.repair, "find_masks", lambda *_, **__: Masks.of(torch.ones(16, 32, 32).bool()))
     with pytest.warns(UserWarning, match="100.00% of the pixels .*raise k"):
         repair(Net())
 
