@@ -8,16 +8,20 @@ from torch import Tensor, nn
 
 from . import parallel
 from .checks import check_images, check_masks
+from .holes import smooth
 from .masks import Masks
 
 
-def pixels(images: Tensor, masks: Tensor | None = None) -> Tensor:
-    """Turn stored images into what a model sees: (B, 3, H, W) uint8 -> float32 in [0, 1], hidden pixels black.
+def pixels(images: Tensor, masks: Tensor | None = None, fill: str = "black") -> Tensor:
+    """Turn stored images into what a model sees: (B, 3, H, W) uint8 -> float32 in [0, 1], hidden pixels filled.
 
-    masks: (B, H, W) bool, True = hidden.
+    masks: (B, H, W) bool, True = hidden; fill: one of `FILLS`. Smooth colours are rounded as those of stored images.
     """
     floats = images.to(torch.float32, memory_format=torch.channels_last, copy=True).div_(255)
-    return floats if masks is None else floats.masked_fill_(masks[:, None], 0)
+    if masks is None:
+        return floats
+    floats.masked_fill_(masks[:, None], 0)
+    return floats if fill == "black" else smooth(floats, (~masks[:, None]).float()).mul_(255).round_().div_(255)
 
 
 def uploaded(images: Tensor, chosen: Tensor | slice, device: torch.device) -> Tensor:
@@ -55,11 +59,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def infer(model: nn.Module, images: Tensor, masks: Masks | Tensor | None = None,
-          batch_size: int | None = None) -> Tensor:
+def infer(model: nn.Module, images: Tensor, masks: Masks | Tensor | None = None, batch_size: int | None = None,
+          fill: str = "black") -> Tensor:
     """Return the logits of all images, in eval mode: (N, 3, H, W) uint8 -> (N, classes) float32.
 
-    masks: (N, H, W) bool, True = hidden. The model is left as it was.
+    masks: (N, H, W) bool, True = hidden, and filled as of `pixels`. The model is left as it was.
     """
     check_images(images)
     check_masks(masks, images)
@@ -70,11 +74,12 @@ def infer(model: nn.Module, images: Tensor, masks: Masks | Tensor | None = None,
         for start in parallel.mine(range(0, len(images), batch_size)):
             batch = slice(start, start + batch_size)
             hidden = None if masks is None else masks[batch].to(device)
-            logits[start] = model(pixels(uploaded(images, batch, device), hidden))
+            logits[start] = model(pixels(uploaded(images, batch, device), hidden, fill))
     return torch.cat(parallel.gathered(logits)).to(device)
 
 
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, masks: Masks | Tensor | None = None) -> float:
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, masks: Masks | Tensor | None = None,
+             fill: str = "black") -> float:
     """The share of images, in [0, 1], that a model classifies as labelled (N,) int64; the rest as of `infer`."""
-    guesses = infer(model, images, masks).argmax(1)
+    guesses = infer(model, images, masks, fill=fill).argmax(1)
     return (guesses == labels.to(guesses.device)).double().mean().item()

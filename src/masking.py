@@ -6,6 +6,7 @@ from tqdm import tqdm
 
 from . import parallel
 from .checks import check_images, check_masks, check_threshold
+from .holes import check_grow, grown
 from .inference import inference_batch, pixels, uploaded
 from .masks import Masks
 from .saliency import heatmaps, reader
@@ -88,16 +89,18 @@ def random_masks(n: int, size: int | tuple[int, int], seed: int, epoch: int, dev
     return masks
 
 
-def masktune_epoch(state: State, images: Tensor, labels: Tensor, *, k: float = 2.0, accumulate: bool = False, **options
-                   ) -> tuple[float, float]:
+def masktune_epoch(state: State, images: Tensor, labels: Tensor, *, k: float = 2.0, accumulate: bool = False,
+                   grow: float = 0.0, **options) -> tuple[float, float]:
     """Run one iteration of MaskTune: masks by the model as it stands, then exactly one epoch on the masked images.
 
     The model and the optimizer go on from where ERM left them. `images` (N, 3, H, W) uint8 are those that ERM was
-    trained on; with `accumulate`, what earlier iterations hid stays hidden. `options` are those of `train_epoch`: `lr`,
+    trained on; with `accumulate`, what earlier iterations hid stays hidden; `grow` widens the masks (ours, see
+    `holes`). `options` are those of `train_epoch`: `lr`,
     `batch_size` and `seed` at least. Returns the epoch's mean loss and accuracy; the masks are in `state.masks`.
     """
     check_epoch(state, images, labels, **options)
-    state.masks = find_masks(state.model, images, k, state.masks if accumulate else None)
+    check_grow(grow)
+    state.masks = grown(find_masks(state.model, images, k, state.masks if accumulate else None), grow)
     return train_epoch(state, images, labels, masks=state.masks, **options)
 
 

@@ -17,6 +17,7 @@ from .checks import check_count, check_images, check_labels, check_number, check
 from .classifier import Classifier, copied, unwrapped
 from .datasets.images import Images, load_dataset
 from .device import best_device, prepare, room_for
+from .holes import check_decoys, check_grow, grown
 from .inference import evaluating, infer, pixels
 from .masking import find_masks, hottest
 from .masks import Masks
@@ -29,8 +30,9 @@ from .training import epoch_batches, sgd, train_epoch
 
 
 def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: str, lr: float, batch_size: int = 128,
-             epochs: int = 1, k: float = 2.0, iterations: int = 1, accumulate: bool = False, momentum: float = 0.9,
-             weight_decay: float = 1e-4, optimizer: Callable[[list], torch.optim.Optimizer] | None = None,
+             epochs: int = 1, k: float = 2.0, iterations: int = 1, accumulate: bool = False, grow: float = 0.0,
+             decoys: bool = False, fill: str = "black", momentum: float = 0.9, weight_decay: float = 1e-4,
+             optimizer: Callable[[list], torch.optim.Optimizer] | None = None,
              loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy, mean: Sequence[float] | None = None,
              std: Sequence[float] | None = None, reshape_transform: Callable[[Tensor], Tensor] | None = None,
              augment: Callable[[Tensor], Tensor] | None = None, precision: str = "fp32",
@@ -51,6 +53,8 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         batch_size: images of one update, over all processes.
         k: what is hotter than m + k s is hidden.
         iterations, epochs: of masks, and on the same masks; with `accumulate`, hidden pixels stay hidden.
+        grow, decoys, fill: holes that give nothing away (ours, see `holes`): by what share of the side masks are
+            widened; whether each image also hides what was hidden in one of another class; what hidden pixels show.
         momentum, weight_decay: of SGD; or `optimizer`, which makes another one of a list of weights. Its LR is `lr`.
         loss: a function of logits (B, classes) and labels (B,) that gives their mean, for weights of classes and such.
         mean, std: of the normalisation that the model expects; if not given, those that a model of timm names, which
@@ -71,9 +75,10 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
     """
     for name, count in (("epochs", epochs), ("iterations", iterations), ("batch_size", batch_size)):
         check_count(name, count)
+    check_grow(grow)
     check_number("seed", seed, seed % 1 == 0, "a whole number")
     options = dict(lr=float(lr), batch_size=int(batch_size), precision=precision, augmentation=augment, seed=int(seed),
-                   loss=loss)
+                   loss=loss, decoys=bool(decoys), fill=fill)
 
     def fresh() -> State:
         new = copied(old)
@@ -82,9 +87,9 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
 
     def advance(state: State) -> dict[str, float]:
         if state.epoch == 0:
-            state.masks = masks
+            state.masks = grown(masks, grow)
         elif state.epoch % epochs == 0:
-            state.masks = find_masks(state.model, images, k, state.masks if accumulate else None)
+            state.masks = grown(find_masks(state.model, images, k, state.masks if accumulate else None), grow)
         lost, accuracy = train_epoch(state, images, labels, masks=state.masks, title="masktune", **options)
         return {"loss": lost, "accuracy": accuracy}
 
@@ -95,7 +100,7 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         _rehearse(old, model, sets["train"], fresh, **options)
         images, labels, masks, before = _look(old, sets, k, device)
         settings = _settings(old, k) | options | {
-            "epochs": int(epochs), "iterations": int(iterations), "accumulate": bool(accumulate),
+            "epochs": int(epochs), "iterations": int(iterations), "accumulate": bool(accumulate), "grow": float(grow),
             "augmentation": getattr(augment, "__name__", repr(augment)), "loss": getattr(loss, "__name__", repr(loss))}
         if checkpoint is None:
             state = fresh()
@@ -284,6 +289,8 @@ def _rehearse(model: Classifier, given: nn.Module, data: Images, fresh: Callable
         if not model.mean.is_cuda:
             few = max(parallel.world(), min(map(len, epoch_batches(len(data), batch_size, 0, 0))))
         before = [getattr(weight.grad, "_version", None) for weight in given.parameters()]
+        if options.pop("decoys"):
+            check_decoys(data.labels)
         train_epoch(trial, images[:few], labels[:few], augmentation=augmentation, batch_size=few, seed=seed, **options)
         if before != [getattr(weight.grad, "_version", None) for weight in given.parameters()]:
             raise ValueError("expected a copy on weights of its own, got gradients in the model given: by its forward?")

@@ -57,8 +57,9 @@ class Report:
         train, found = sets["train"], {}
         some = slice(None, None, max(1, len(train) // SAMPLE))
         try:
-            found["before_on_masked"] = accuracy(old, train.images[some], train.labels[some], Masks.of(masks[some]))
-            found["examples"] = _examples(old, new or old, train, masks)
+            fill = settings.get("fill", "black")
+            found["before_on_masked"] = accuracy(old, train.images[some], train.labels[some], masks[some], fill)
+            found["examples"] = _examples(old, new or old, train, masks, fill)
             if new is not None:
                 found["after"] = {name: scored(infer(new, data.images).argmax(1), data)
                                   for name, data in sets.items() if scores or name != "train"}
@@ -133,7 +134,7 @@ class Report:
             if self.examples:
                 one, short = self.examples, [name[:18] for name in self.classes]
                 titles = figures.arrows(one.labels, one.before, one.after, names=short, between="\n→ ")
-                made["gallery"] = figures.strip(figures.explained(one.images, one.heat, one.masks), {"image": titles})
+                made["gallery"] = figures.strip(figures.explained(one.images, one.heat, one.masks, one.masked), {"image": titles})
             for name, figure in made.items():
                 figures.plt.close(figure)  # the notebook would show it once more
                 figure.savefig(file := io.BytesIO(), format="png")
@@ -179,12 +180,14 @@ def scored(guesses: Tensor, data: Images) -> Score:
     return score(guesses.cpu(), labels, labels if data.groups is None else data.groups.cpu())
 
 
-def _examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks) -> SimpleNamespace:
-    """The first images of every class (n, 3, H, W) float, with heat and masks (n, H, W), labels and guesses (n,)."""
+def _examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks, fill: str) -> SimpleNamespace:
+    """The first images of every class and what masks leave of them (n, 3, H, W) float, heat and masks (n, H, W), labels
+    and guesses (n,)."""
     labels, each = data.labels.cpu(), max(1, EXAMPLES // len(data.classes))
     chosen = torch.cat([torch.nonzero(labels == label).flatten()[:each] for label in labels.unique()])[:EXAMPLES]
     images = data.images[chosen.to(data.images.device)]
     seen = pixels(images.to(next(old.parameters()).device))
     before, after = (infer(model, images).argmax(1).cpu() for model in (old, new))
-    return SimpleNamespace(images=seen.cpu(), heat=xgradcam(old, seen).cpu(), labels=labels[chosen],
-                           masks=masks[chosen.to(masks.bits.device)].cpu(), before=before, after=after)
+    hidden = masks[chosen.to(masks.bits.device)].cpu()
+    return SimpleNamespace(images=seen.cpu(), heat=xgradcam(old, seen).cpu(), labels=labels[chosen], masks=hidden,
+                           masked=pixels(images.cpu(), hidden, fill), before=before, after=after)
