@@ -81,9 +81,10 @@ class Augmentation:
                              f"{tuple(drawn.shape)}")
         height, width = images.shape[2:]
         left, top, across, down, angle, flipped = drawn[:, :6, None, None].double().unbind(1)  # (B, 1, 1) each
-        columns, rows = (torch.arange(self.side or size, device=drawn.device) + 0.5 for size in (width, height))
-        x = left + columns.double() * across / len(columns) - 0.5  # (B, 1, side): where the view looks, in pixels
-        y = top + rows.double()[:, None] * down / len(rows) - 0.5  # (B, side, 1)
+        columns, rows = (torch.arange(self.side or size, device=drawn.device, dtype=torch.float64) + 0.5
+                         for size in (width, height))
+        x = left + columns * across / len(columns) - 0.5  # (B, 1, side): where the view looks, in pixels
+        y = top + rows[:, None] * down / len(rows) - 0.5  # (B, side, 1)
         if self.side is None:
             x, y = x - (width - 1) / 2, y - (height - 1) / 2
             x, y = angle.cos() * x + angle.sin() * y, angle.cos() * y - angle.sin() * x  # (B, H, W)

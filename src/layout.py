@@ -44,7 +44,7 @@ def _is_possible(maps: Tensor, size: tuple[int, int]) -> bool:
 
 def probe(size: tuple[int, int], device: torch.device) -> Tensor:
     """Two smooth random pictures (2, 3, height, width) in [0, 1], always the same."""
-    coarse = torch.rand(2, 3, 6, 6, generator=generator(0, "layout"))
+    coarse = torch.rand(2, 3, 6, 6, generator=generator(0, "layout"), dtype=torch.float32)  # whatever the default is
     return F.interpolate(coarse, size, mode="bicubic").clamp(0, 1).to(device)
 
 
@@ -70,7 +70,7 @@ def follows_quarters(maps: Tensor, images: Tensor) -> tuple[int, float]:
     """How many of four positions see most in their own quarter of the image, and the mean share that they see there."""
     height, width = maps.shape[2:]
     draw = generator(0, "layout", "projection")
-    projection = torch.randn(maps.shape[1], generator=draw).to(maps.device, maps.dtype)
+    projection = torch.randn(maps.shape[1], generator=draw, dtype=torch.float32).to(maps.device, maps.dtype)
     right, shares = 0, []
     for quarter in range(4):
         i = height // 8 if quarter < 2 else height - 1 - height // 8

@@ -95,7 +95,7 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
     masks = None if masks is None else (masks if isinstance(masks, Masks) else Masks.of(masks)).to(device)  # as bits
     masks = with_decoys(masks, labels, seed, state.epoch) if decoys and masks else masks
     batches = epoch_batches(len(labels), batch_size, seed, state.epoch, order, images.device)
-    losses = torch.zeros(len(batches), device=device)  # each a sum over the batch
+    losses = torch.zeros(len(batches), dtype=torch.float32, device=device)  # each a sum over the batch
     correct = torch.zeros((), dtype=torch.int64, device=device)
     drawn = None
     if hasattr(augmentation, "draw"):

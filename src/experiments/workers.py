@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 from tqdm import tqdm
@@ -19,7 +20,8 @@ def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | No
     """Yield `work(task)` for each task as it is done.
 
     With one thread each, the number of cores decides how long it takes, and nothing else. Of several GPUs, each process
-    has its own. A single task, and all on a single GPU, run in this process. Interrupted, it ends the other processes.
+    has its own; several share one if so many are asked for, as small networks can. A single task, and all on a single
+    GPU, run in this process. Interrupted, it ends the other processes.
 
     Args:
         work: a function that can be imported, of one argument.
@@ -27,12 +29,12 @@ def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | No
         threads: of each process.
 
     Raises:
-        RuntimeError: under torchrun, whose processes would wait for each other.
+        RuntimeError: under torchrun, whose processes would wait for each other; or a process has died.
     """
     if parallel.world() > 1:
         raise RuntimeError(f"{desc}: many small runs are done side by side; start them without torchrun")
     tasks, gpus = list(tasks), torch.cuda.device_count()
-    processes = min(processes or gpus or cores(), gpus or cores(), len(tasks))
+    processes = min(processes or gpus or cores(), cores(), len(tasks))
     if processes <= 1:
         for task in tqdm(tasks, desc=desc, position=0, disable=len(tasks) <= 1):
             with cpu_threads(threads):
@@ -47,6 +49,9 @@ def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | No
             done = as_completed([pool.submit(work, task) for task in tasks])
             for future in tqdm(done, desc=desc, total=len(tasks), position=0):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(f"{desc}: a process died: killed for want of memory, or it could not start, as where a "
+                               "script does all its work without `if __name__ == '__main__':`") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - others:
