@@ -31,13 +31,14 @@ PARTS = {**dict.fromkeys(DIGITS, ("train", *TEST_SETS)), **dict.fromkeys((*FILES
 
 
 def load(name: str, part: str = "train", *, root: Path | str = "data", seed: int = 0, view: View | None = None,
-         **options: object) -> Images:
+         cache: Path | str | None = None, **options: object) -> Images:
     """Load a part of a data set.
 
     Args:
         name, part: a name in `PARTS`, and one of its parts.
         seed: draws squares, backgrounds and marks; pictures are what they are.
-        view: of pictures, and needed for them. Files are decoded at the first call and kept in `root/cache/`.
+        view: of pictures, and needed for them.
+        cache: the folder for files decoded at the first call, `root/cache` if not given; root may be read-only then.
         options: of `SpuriousMNIST` and `SpuriousDigits`: `class_mix_ratio`, `mix_order`, `background` and `size`; of
             `SpuriousImagenette`: its own.
 
@@ -57,7 +58,7 @@ def load(name: str, part: str = "train", *, root: Path | str = "data", seed: int
     if name in FETCHED:
         return fetched(name, part, view, root)
     file = f"{name}-{part}-{view.height}x{view.width}".lower().replace(",", "").replace(" ", "-")
-    return open_files(name, part, root).load(view, root / "cache" / file)
+    return open_files(name, part, root).load(view, Path(cache or root / "cache") / file)
 
 
 def open_files(name: str, part: str = "train", root: Path | str = "data") -> Files:

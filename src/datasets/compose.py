@@ -9,7 +9,9 @@ images, in the others in half of them (as Sagawa et al. 2020 made Waterbirds fro
 """
 
 import argparse
+import math
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pandas
@@ -37,10 +39,10 @@ def plan(objects: Path, masks: Path, scenes: dict[str, Path], classes: Path, cor
     """
     if len(scenes) != 2 or not 0.5 <= correlation <= 1:
         raise ValueError(f"expected two kinds of scenes and correlation in [0.5, 1], got {scenes} and {correlation}")
-    table, found = read_table(classes, ("folder", "label", "split")), []
-    labels, splits = read_values(table, "label", BITS, classes), read_values(table, "split", WRITTEN, classes)
-    for folder, label, split in zip(table["folder"], labels, splits, strict=True):
-        found += [(f"{folder}/{image.stem}", image, label, split) for image in _images(objects / folder)]
+    table = read_table(classes, ("folder", "label", "split"))
+    rows = zip(table["folder"], read_values(table, "label", BITS, classes),
+               read_values(table, "split", WRITTEN, classes), strict=True)
+    found = [(f"{folder}/{image.stem}", image, *rest) for folder, *rest in rows for image in _images(objects / folder)]
     if len({name for name, *_ in found}) < len(found):
         raise ValueError(f"expected one image of each name in {objects}, got several")
     supplies = {(place, split): part for place, folder in enumerate(scenes.values())
@@ -56,7 +58,7 @@ def plan(objects: Path, masks: Path, scenes: dict[str, Path], classes: Path, cor
             raise ValueError(f"expected more scenes in {list(scenes.values())[place]}, got too few for {split}")
         scene = supplies[place, split].pop(0)
         rows.append((len(rows), f"{name}.jpg", label, SPLITS.index(split), place, scene, image, mask))
-    return pandas.DataFrame(rows, columns=COLUMNS)
+    return pandas.DataFrame(rows, columns=COLUMNS, dtype=object)
 
 
 def _images(folder: Path) -> list[Path]:
@@ -67,12 +69,10 @@ def _images(folder: Path) -> list[Path]:
 
 def _scenes(folder: Path, seed: int) -> dict[str, list[Path]]:
     """The scenes of one kind for each split, in random order, none in two of them."""
-    paths, parts = _images(folder), {split: [] for split in SPLITS}
+    paths = _images(folder)
     order = torch.randperm(len(paths), generator=generator(seed, "compose scenes", folder.name)).tolist()
-    for rank, i in enumerate(order):
-        share = (rank + 0.5) / len(paths)
-        parts[next(split for split, end in SHARES.items() if share < end)].append(paths[i])
-    return parts
+    ends = [0, *(math.ceil(share * len(paths) - 0.5) for share in SHARES.values())]
+    return {split: [paths[i] for i in order[slice(*part)]] for split, part in zip(SPLITS, pairwise(ends), strict=True)}
 
 
 def picture(one: pandas.Series, side: int, seed: int) -> tuple[Image.Image, Image.Image]:
@@ -105,7 +105,7 @@ def compose(out: Path, plans: pandas.DataFrame, side: int, seed: int) -> None:
         for made, file in zip(picture(one, side, seed), files, strict=True):
             file.parent.mkdir(parents=True, exist_ok=True)
             made.save(file, quality=95)  # of JPEG
-    plans.drop(columns=["image", "mask"]).to_csv(out / "metadata.csv", index=False, lineterminator="\n")
+    plans[COLUMNS[:-2]].to_csv(out / "metadata.csv", index=False, lineterminator="\n", errors="surrogateescape")
 
 
 def main() -> None:
@@ -129,7 +129,7 @@ def main() -> None:
         parser.error(str(error))
     for split in SPLITS:
         counts = Waterbirds(given.out, split, published=False).counts()
-        print(f"{split}: {counts}, of label 0 on {' and '.join(scenes)}, then of label 1")
+        print(f"{split}: {counts}, of label 0 on {' and '.join(map(ascii, scenes))}, then of label 1")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ import math
 import mmap
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain, repeat
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from tqdm import tqdm
 
 from ..files import locked, put_in_place, write_whole
 
-CHUNK = 32  # images: what a thread decodes at a time
+CHUNK = 256  # images that threads decode before the next are handed out: more would wait in memory
+SCALED = "of 16 bits: value / 65535"
 FORMAT = "masktune pixels, 3"  # of a file of decoded pixels; count it up when `decode` comes to give other pixels
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python names it since 3.13
 
@@ -36,8 +38,10 @@ class View:
         return cls(side, side) if isinstance(side, int) else cls(*side)
 
 
-def fit(image: Image.Image | Tensor, view: View) -> Tensor:
+def fit(image: Image.Image | Tensor, view: View | None) -> Tensor:
     """Return a picture as seen by a view: (3, height, width) uint8, in RGB; one too small for it is padded with black.
+
+    Without a view, it keeps its size.
 
     A camera's note of how it was held (EXIF) is followed; what is transparent shows white, as viewers show it.
 
@@ -49,20 +53,22 @@ def fit(image: Image.Image | Tensor, view: View) -> Tensor:
         if image.is_floating_point():
             low, high = image.min().item(), image.max().item()
             if not (low >= -0.01 and high <= 1.01):  # as far as rounding and interpolation may go
-                raise ValueError(f"expected an image in [0, 1], got [{low:.3g}, {high:.3g}]; the right mean= and std= "
-                                 "undo a normalisation")
+                raise ValueError(f"expected an image in [0, 1], got [{low:.3g}, {high:.3g}]; divide 0..255 by 255; the "
+                                 "right mean= and std= undo a normalisation")
             image = (image.clamp(0, 1) * 255).round().to(torch.uint8)
         if image.dtype != torch.uint8:
-            raise TypeError(f"expected an image of torch.uint8, or of floats in [0, 1], got {image.dtype}")
+            raise TypeError(f"expected an image of torch.uint8, or of floats in [0, 1] ({SCALED}), got {image.dtype}")
         image = image.expand(3, -1, -1)
     else:
         if image.mode.startswith(("I", "F")):  # Pillow would clip instead of scaling
-            raise ValueError(f"expected 8 bits a channel, got pixels of mode {image.mode}")
+            raise ValueError(f"expected 8 bits a channel, or floats ({SCALED}), got pixels of mode {image.mode}")
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:  # which hides colours that were never meant to be seen
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = pil_to_tensor(image.convert("RGB"))
+    if view is None:
+        return image
     height, width = image.shape[1:]
     shorter = view.resize or math.ceil(min(height, width) * max(view.height / height, view.width / width))
     return center_crop(resize(image, shorter, antialias=True), [view.height, view.width])
@@ -75,6 +81,17 @@ def decode(path: Path, view: View) -> Tensor:
             return fit(image, view)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable image ({error}); replace or remove it") from error
+
+
+def decoded(paths: Sequence[Path], view: View) -> Iterator[Tensor]:
+    """Image files as seen by a view, one after another, decoded in threads; see `decode`."""
+    ours = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:  # each's own
+            chunks = (pool.map(decode, paths[i:i + CHUNK], repeat(view)) for i in range(0, len(paths), CHUNK))
+            yield from tqdm(chain.from_iterable(chunks), "decode", len(paths), leave=False, unit="image", position=0)
+    finally:
+        torch.set_num_threads(ours)  # for threads yet to come, which start with what was set last
 
 
 def cached(paths: Sequence[Path], view: View, file: Path) -> Tensor:
@@ -95,9 +112,13 @@ def cached(paths: Sequence[Path], view: View, file: Path) -> Tensor:
     made_from = {"format": FORMAT, "view": asdict(view), "images": images}
     size = len(paths) * 3 * view.height * view.width  # bytes
     if not _is_whole(file, made_from, size):
-        with locked(file.with_name(f"{file.name}.json"), str(file)):  # which clears away what a kill leaves of that
-            if not _is_whole(file, made_from, size):  # another process may have built it
-                _build(file, paths, view, made_from)
+        try:
+            with locked(file.with_name(f"{file.name}.json"), str(file)):  # which clears away what a kill leaves of that
+                if not _is_whole(file, made_from, size):  # another process may have built it
+                    _build(file, paths, view, made_from)
+        except OSError as error:
+            raise type(error)(f"{error}; decoded pictures need a folder that can be written to: pass another one as "
+                              "cache=, or as root, with links to the data") from error
     how = ({"flags": mmap.MAP_PRIVATE | NORESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}  # may exceed the memory
            if hasattr(mmap, "MAP_PRIVATE") else {"access": mmap.ACCESS_COPY})  # Windows
     with file.open("rb") as content:
@@ -122,27 +143,14 @@ def _is_whole(file: Path, made_from: dict, size: int) -> bool:
 
 
 def _build(file: Path, paths: Sequence[Path], view: View, made_from: dict) -> None:
-    """Fill a partial file in threads, and put it in place once it is whole."""
+    """Fill a partial file, and put it in place once it is whole."""
     partial = file.with_name(f".{file.name}.partial")
     file.unlink(missing_ok=True)  # not written to: whoever has mapped it keeps what they see
-    partial.write_bytes(b"")
-
-    def store(start: int) -> int:
-        pixels = torch.stack([decode(path, view) for path in paths[start:start + CHUNK]])
-        with partial.open("r+b") as content:
-            content.seek(start * pixels[0].numel())
-            content.write(pixels.numpy())
-        return len(pixels)
-
-    ours = torch.get_num_threads()
-    pool = ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))  # each's own
     try:
-        with tqdm(total=len(paths), unit="image", leave=False, position=0, desc="decode") as bar:
-            for count in pool.map(store, range(0, len(paths), CHUNK)):
-                bar.update(count)
+        with partial.open("wb") as content:
+            for pixels in decoded(paths, view):
+                content.write(pixels.numpy().tobytes())
         write_whole(file.with_name(f"{file.name}.json"), json.dumps(made_from).encode())
         put_in_place(partial, file)
     finally:
-        pool.shutdown(cancel_futures=True)
         partial.unlink(missing_ok=True)
-        torch.set_num_threads(ours)  # for threads yet to come, which start with what was set last

@@ -3,24 +3,28 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils import data as torchs
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
+from ..checks import check_labels
 from ..masks import Masks
-from .decode import View, cached, decode, fit
+from .decode import View, cached, decoded, fit
 
 PARTS_OF_A_DATA_SET = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 NOT_OURS = ("__MACOSX", "@eaDir", "__pycache__", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 Key = str | int | Callable[[object], object]  # where something is in an item of a data set
+INSIDE = {"train_ds": "train_ds", "dls": "dls.train_ds", "train_dataloader": "train_dataloader()", "dataset": "dataset",
+          "values": "values(), one of them"}  # where fastai, Lightning and dicts have a data set
 FEW_GROUPS = 8  # so many may be in a third entry, however few images there are
 
 
@@ -34,6 +38,7 @@ class Images:
     groups: Tensor | None = None  # (N,) int64
     group_names: tuple[str, ...] = ()
     known: Masks | None = None  # (N, height, width): the pixels that are known, a square or a bird
+    numbered: bool = False  # the classes are called "0", "1", ... for want of names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,11 +46,15 @@ class Images:
     def with_classes(self, classes: Sequence[str]) -> "Images":
         """The same images, labelled as in another list of classes, of which some may not occur here.
 
+        Classes are matched by name, those that have none by number.
+
         Raises:
             ValueError: a class that occurs here is not in the list.
         """
+        if self.numbered and len(self.classes) <= len(classes):
+            return replace(self, classes=tuple(classes), numbered=False)
         if unknown := [name for name in self.classes if name not in classes]:
-            raise ValueError(f"expected classes among {', '.join(classes)}, got {', '.join(unknown)}")
+            raise ValueError(f"expected classes among {', '.join(classes)}, got {', '.join(unknown)}; pass classes=")
         place = torch.tensor([list(classes).index(name) for name in self.classes])
         labels = place[self.labels.cpu()].to(self.labels.device)
         return Images(self.images, labels, tuple(classes), self.groups, self.group_names, self.known)
@@ -75,8 +84,8 @@ def load_folder(root: Path | str, side: int | tuple[int, int], classes: Sequence
         images = cached(paths, view, Path(cache).expanduser())
     else:
         images = torch.empty(len(paths), 3, view.height, view.width, dtype=torch.uint8)
-        for i, path in enumerate(tqdm(paths, desc="decode", leave=False, position=0)):
-            images[i] = decode(path, view)
+        for i, pixels in enumerate(decoded(paths, view)):
+            images[i] = pixels
     return Images(images, torch.tensor(labels), found)
 
 
@@ -138,58 +147,66 @@ def load_dataset(data: Dataset | DataLoader | Sequence, side: int | tuple[int, i
         TypeError, ValueError: it is no such data set, or an item is not of that kind; it is named by its index.
     """
     loader, data = data, data.dataset if isinstance(data, DataLoader) else data
-    if isinstance(data, (str, Mapping)) or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+    has_items = {"__len__", "__getitem__"} <= set(dir(type(data)))  # an object may only pass on what its type lacks
+    if not has_items or isinstance(data, (str, Mapping, IterableDataset)) or hasattr(data, "train_ds"):
+        advice = [f"pass its {what}" for name, what in INSIDE.items() if hasattr(data, name)]
         raise TypeError("expected a data set with a length and items by number, or list(...) of one without, got a "
-                        f"{type(data).__name__} {str(data)[:60]!r}; load_folder reads folders of images")
-    if loader is not data and len(loader.sampler) != len(data):
-        raise ValueError(f"expected a DataLoader over all of its {len(data)} items, got one whose sampler draws "
-                         f"{len(loader.sampler)}; pass a Subset")
+                        f"{type(data).__name__} {str(data)[:60]!r}; {[*advice, 'load_folder reads folders'][0]}")
+    if loader is not data:
+        _check_loader(loader)
     names = own_classes(data, label) if classes is None else in_order(classes)
     view = None if side is None else View.of(side)
 
-    def read(i: int) -> tuple:
-        nonlocal view
+    def read(i: int) -> tuple[Tensor, list[int]]:
         try:
-            given, *numbers = _parts(data[i], image, label, group)
-            picture = _picture(given, mean, std)
-            size = tuple(picture.shape[-2:]) if isinstance(picture, Tensor) else (picture.height, picture.width)
-            view = view or View(*size)
-            if side is None and size != (view.height, view.width):
-                raise ValueError(f"expected an image of {view.height} x {view.width} pixels, as the first, got "
-                                 f"{size[0]} x {size[1]}; pass side= to bring all to one size")
-            return fit(picture, view), *(_whole(number, names if classes else ()) for number in numbers)
+            picture, *numbers = _parts(data[i], image, label, group)
+            return fit(_picture(picture, mean, std), view), [_whole(number, names or ()) for number in numbers]
         except (TypeError, ValueError, KeyError, IndexError) as error:
             raise ValueError(f"item {i} of the data set: {error}") from error
 
-    first = read(0)[0]
+    first, numbers = read(0)
     if not torch.equal(first, read(0)[0]):
         warnings.warn("item 0 is another image when it is read again: hand over a data set without augmentation, or "
                       "each image stays as it was read first", stacklevel=2)
     images, rest = torch.empty(len(data), *first.shape, dtype=torch.uint8), []
     for i in tqdm(range(len(data)), desc="decode", leave=False, position=0):
-        images[i], *numbers = read(i)
-        rest.append(numbers)
-    if len({len(numbers) for numbers in rest}) != 1:
-        raise ValueError("expected items with a group in all of them or in none, got both")
+        picture, found = read(i)
+        if (picture.shape, len(found)) != (first.shape, len(numbers)):
+            raise ValueError(f"item {i} of the data set: expected an image {tuple(first.shape)}, and a group in all of "
+                             f"them or in none, got {tuple(picture.shape)}; side= brings all to one size")
+        images[i] = picture
+        rest.append(found)
     labels, *groups = torch.tensor(rest).T
-    names = names or tuple(map(str, range(int(labels.max()) + 1)))
-    if labels.min() < 0 or labels.max() >= len(names):
-        raise ValueError(f"expected labels in 0..{len(names) - 1}, since there are {len(names)} classes "
-                         f"({', '.join(names[:5])}), got {labels.min()}..{labels.max()}")
+    known = names or tuple(map(str, range(int(labels.max()) + 1)))
+    check_labels(labels, images, len(known), "there are")
     if groups and group is None and (many := len(groups[0].unique())) > max(FEW_GROUPS, len(data) / 10):
         raise ValueError(f"expected a group as third entry of the items, got {many} different ones in {len(data)} "
                          "items, like an index; pass image=0 and label=1 to leave it out, or group=2 to keep it")
-    return Images(images, labels, names, groups[0] if groups else None)
+    return Images(images, labels, known, groups[0] if groups else None, numbered=not names)
 
 
-def _parts(item: object, image: Key | None, label: Key | None, group: Key | None) -> list:
+def _check_loader(loader: DataLoader) -> None:
+    """Each item of a loader's data set is taken once, as it is: name what else the loader does to them."""
+    sampler, once = loader.sampler, (torchs.SequentialSampler, torchs.RandomSampler, torchs.DistributedSampler)
+    if isinstance(sampler, Sized) and len(sampler) != len(loader.dataset):
+        raise ValueError(f"expected a DataLoader over all of its {len(loader.dataset)} items, got one whose sampler "
+                         f"draws {len(sampler)}; pass a Subset")
+    ignored = {f"sampler, a {type(sampler).__name__}": type(sampler) not in once or vars(sampler).get("replacement"),
+               "batch_sampler": loader.batch_size is None and loader.batch_sampler is not None,
+               "collate_fn": loader.collate_fn not in (torchs.default_collate, torchs.default_convert)}
+    if any(ignored.values()):
+        warnings.warn("each item of the DataLoader's data set is taken once, as it is, without the loader's "
+                      f"{' and '.join(name for name in ignored if ignored[name])}", stacklevel=3)
+
+
+def _parts(item: object, image: Key | None, label: Key | None, group: Key | None) -> Sequence:
     """Image, label and, if there is one, group of an item."""
     named = isinstance(item, Mapping)
     if not named and image is label is group is None:
-        if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
-            raise ValueError("expected (image, label), (image, label, group) or a dict, got a "
-                             f"{type(item).__name__}; say where they are with image=, label= and group=")
-        group = 2 if len(item) == 3 else None
+        if isinstance(item, (tuple, list)) and len(item) in (2, 3):
+            return item
+        raise ValueError(f"expected (image, label), (image, label, group) or a dict, got a {type(item).__name__}; say "
+                         "where they are with image=, label= and group=")
     first, second = ("image", "label") if named else (0, 1)
     keys = [first if image is None else image, second if label is None else label, group]
     if absent := [key for key in keys if isinstance(key, str) and key not in item]:
@@ -210,14 +227,15 @@ def _picture(given: object, mean: Sequence[float] | None, std: Sequence[float] |
 
 
 def _whole(value: object, classes: tuple[str, ...]) -> int:
-    """A label or group as a whole number; a class by its name, if names are given."""
+    """A label or group as a whole number; a class by its name, if it has one."""
     if isinstance(value, str) and value in classes:
         return classes.index(value)
     number = numpy.asarray(value)  # as MedMNIST's array([1]), too
     if number.size == 1 and number.dtype.kind in "biuf" and number.item() % 1 == 0:
         return int(number.item())
     raise ValueError(f"expected a whole number as label or group, got {type(value).__name__} {repr(value)[:60]}; pass "
-                     "classes= with names, and argmax of one-hot labels, as label= or group=, functions of an item")
+                     "classes=, the names, or label= and group=, functions of an item: argmax of what is one-hot, one "
+                     "class of what is multi-hot")
 
 
 def own_classes(data: object, label: Key | None = None) -> tuple[str, ...] | None:
@@ -238,7 +256,7 @@ def own_classes(data: object, label: Key | None = None) -> tuple[str, ...] | Non
 def in_order(classes: Iterable[str] | Mapping) -> tuple[str, ...]:
     """The names of classes by number: of a list, or a dict of numbers by name, or of names by number (0, 1, ...)."""
     if isinstance(classes, Mapping):
-        pairs = [(number, name) if isinstance(number, int) else (int(name), number) for name, number in classes.items()]
+        pairs = [(int(name), number) if isinstance(number, str) else (number, name) for name, number in classes.items()]
         if [number for number, _ in sorted(pairs)] != list(range(len(pairs))):
             raise ValueError(f"expected classes numbered 0, 1, ..., got {dict(classes)}")
         classes = [name for _, name in sorted(pairs)]

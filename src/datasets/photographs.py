@@ -134,9 +134,9 @@ def read_table(path: Path, columns: tuple[str, ...], **options: object) -> panda
     """Columns of a CSV file as text, blank rows left out; options: as of `pandas.read_csv`."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing")
-    options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "skipinitialspace": True, **options}
     try:
-        table = pandas.read_csv(path, **options)
+        table = pandas.read_csv(path, dtype=object, keep_default_na=False, encoding="utf-8-sig",
+                                encoding_errors="surrogateescape", skipinitialspace=True, **options)
         if not isinstance(table.index, pandas.RangeIndex):  # what precedes the columns that have names
             table = table.reset_index(names=columns[0])
     except ValueError as error:

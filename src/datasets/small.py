@@ -44,7 +44,7 @@ def fetched(name: str, split: str, view: View, root: Path, download: bool = True
     except (OSError, RuntimeError, HTTPException) as error:
         raise DataUnavailable(f"{name} is not whole in {root / folder} ({error!r}); run with a network, which fetches "
                               f"it, or {how}") from error
-    chosen = slice(None) if split == "test" else drawn(len(images), split)
+    chosen = drawn(len(images), split)
     images = images[chosen]
     if view != View(*images.shape[2:]):  # one of their own size shows the images as they are
         images = torch.stack([fit(image, view) for image in images])
@@ -52,10 +52,10 @@ def fetched(name: str, split: str, view: View, root: Path, download: bool = True
 
 
 def drawn(n: int, split: str) -> Tensor:
-    """Which of n images are in the 80 % ("train") or the 20 % ("val"): indices in ascending order, int64."""
+    """Which of n images are in the 80 % ("train"), the 20 % ("val") or all ("test"): int64 in ascending order."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED))
     held_out = round(VALIDATION * n)
-    return (order[:held_out] if split == "val" else order[held_out:]).sort().values
+    return {"train": order[held_out:], "val": order[:held_out], "test": order}[split].sort().values
 
 
 class CatsVsDogs(Files):
@@ -84,6 +84,5 @@ class Jpegs(Files):
 
     def __init__(self, root: Path, split: str) -> None:
         paths, labels, classes = class_files(root / ("test" if split == "test" else "train"))
-        chosen = range(len(paths)) if split == "test" else drawn(len(paths), split).tolist()
-        super().__init__([paths[i] for i in chosen], [labels[i] for i in chosen], classes,
-                         ((40_000 if split == "train" else 10_000,),))
+        paths, labels = zip(*((paths[i], labels[i]) for i in drawn(len(paths), split).tolist()), strict=True)
+        super().__init__(paths, labels, classes, ((40_000 if split == "train" else 10_000,),))
