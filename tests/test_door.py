@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from src.datasets.images import Images
-from tests.strangers import Net, View, equal, images, repair
+from tests.strangers import Net, View, Wrapped, equal, images, repair
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model is right on only:UserWarning")
 DATA = images()
@@ -35,6 +35,10 @@ BAD = [  # the model, the training set, options, and what the message says
     (lambda: lambda x: x, DATA, {}, "got a function"),
     (lambda: nn.Sequential(Net().f, nn.Flatten(), nn.LazyLinear(2)), DATA, {"layer": "0"}, "lazy layers"),
     (lambda: torch.jit.trace(Net().eval(), DATA.images / 255), DATA, {}, "the forward pass in eval mode"),
+    *((lambda wrap=wrap: Wrapped(wrap), DATA, {}, said) for wrap, said in (
+        (lambda y, _: (y, y), "one tensor of logits"), (lambda y, _: {"out": y}, "a dict of out"),
+        (lambda y, _: None, "NoneType"), (lambda y, _: y.argmax(1), "torch.int64"), (lambda y, _: y / 0, "finite"),
+        (lambda y, _: y[..., None, None].expand(-1, -1, 4, 4), "4, 4"))),
     (lambda: torchvision.models.vit_b_32(num_classes=2), DATA, {"layer": "conv_proj"}, "the forward pass in eval mode"),
     (lambda: Net(1000), DATA, {}, "one logit for each of the 2 classes, got a model with 1000"),
     (Net, images(classes=("a", "b", "c")), {}, "each of the 3 classes, got a model with 2"),
@@ -80,7 +84,7 @@ BAD = [  # the model, the training set, options, and what the message says
 def test_bad_input_is_named_before_anything_is_trained(make, data, options, said):
     model = make()
     Net.trained = []
-    with pytest.raises((TypeError, ValueError), match=said):
+    with pytest.raises((TypeError, ValueError, FloatingPointError), match=said):
         repair(model, data, **options)
     assert sum(Net.trained) <= 8  # the trial's at most
 

@@ -21,7 +21,8 @@ from src.datasets.images import Images
 from src.saliency import suggest_layers, xgradcam
 from tests.strangers import Net, View, Wrapped, equal, images, repair
 
-pytestmark = pytest.mark.filterwarnings("ignore:the model is right on only:UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:the model is right on only:UserWarning"),
+              pytest.mark.filterwarnings("ignore::FutureWarning")]  # torch's own, of initial weights and weight_norm
 
 
 def tv(name: str, **options):
@@ -47,12 +48,6 @@ def maxvit() -> nn.Module:
                   head_dim=16, stochastic_depth_prob=0.2, num_classes=2)
 
 
-def alexnet() -> nn.Module:
-    model = torchvision.models.alexnet()
-    model.classifier = nn.Linear(9216, 2)  # the three that it has would take seconds
-    return model
-
-
 def tokens(prefix: int):
     return lambda output: output[:, prefix:].transpose(1, 2).unflatten(2, (4, 4))
 
@@ -62,7 +57,6 @@ def last(output):
 
 
 MODELS = {  # model, pixels, the layer suggested first, the side of its map, the transform that grad-cam needs
-    "alexnet": (alexnet, 96, "features.11", 5, None),
     "resnet18": (tv("resnet18"), 64, "layer3", 4, None),
     "googlenet, auxiliary": (tv("googlenet", aux_logits=True, init_weights=False), 64, "inception4c", 4, None),
     "mobilenet_v3_small": (tv("mobilenet_v3_small"), 64, "features.6.block.0", 4, None),
@@ -82,19 +76,15 @@ MODELS = {  # model, pixels, the layer suggested first, the side of its map, the
     "timm swin": (tm("swin_tiny_patch4_window7_224", img_size=64, window_size=2, embed_dim=24, depths=(1, 1, 1, 1),
                      num_heads=(1, 2, 4, 8)), 64, "layers.2", 4, last),
     "one channel": (lambda: Net(channels=1), 32, "f", 30, None),
-    "one logit": (lambda: Net(1), 32, "f", 30, None),
-    "a dict": (lambda: Wrapped(lambda y, _: {"logits": y}), 32, "f", 30, None),
-    "a tuple": (lambda: Wrapped(lambda y, _: (y, None)), 32, "f", 30, None)}
+    "one logit": (lambda: Net(1), 32, "f", 30, None)}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_is_explained_as_by_grad_cam_and_repaired(name):
     make, side, layer, size, transform = MODELS[name]
     data = images(6, side)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision's own, of initial weights
-        torch.manual_seed(0)
-        model = make()
+    torch.manual_seed(0)
+    model = make()
     if name == "one channel":
         data = Images(data.images[:, :1].repeat(1, 3, 1, 1), data.labels, data.classes)
     for part in model.modules():
@@ -109,30 +99,12 @@ def test_a_model_is_explained_as_by_grad_cam_and_repaired(name):
     theirs = XGradCAM(exact, [exact.saliency_layer], reshape_transform=transform)(seen.clone(), targets=None)
     torch.testing.assert_close(ours, torch.from_numpy(theirs).float(), rtol=0, atol=1e-5)
     assert ours.max() > 0.9  # no comparison of zeros
-    assert_is_map(exact, seen, transform or (lambda output: output))
     given = copied(model)
     repaired, report = repair(model, data, layer=layer, lr=1e-3, batch_size=3, k=1, mean=(0,), std=(1,))
     assert 0.001 < report.hidden < 0.5
     assert type(repaired) is type(model)
     assert equal(model, given)
     assert not equal(model, repaired)
-
-
-@torch.no_grad()
-def assert_is_map(model, seen, transform):
-    """What changes in one quarter of an image changes the map most in the same quarter."""
-    made = []
-    model.saliency_layer.register_forward_hook(lambda _layer, _inputs, output: made.append(transform(output).clone()))
-    height, width = (side // 2 for side in seen.shape[2:])
-    for top, left in ((0, 0), (0, width), (height, 0), (height, width)):
-        changed = seen.clone()
-        changed[:, :, top:top + height, left:left + width] = 0.5
-        made.clear()
-        model(seen)
-        model(changed)
-        moved = (made[1] - made[0]).square().sum((0, 1))
-        quarters = nn.functional.adaptive_avg_pool2d(moved[None, None], 2).flatten()
-        assert quarters.argmax() == 2 * (top > 0) + (left > 0)
 
 
 def attention(name: str, **options):
@@ -147,9 +119,8 @@ def attention(name: str, **options):
     (attention("vit_tiny_patch16_224", img_size=64, depth=3), "blocks.1.attn.attn_drop"),
     (attention("vit_tiny_patch16_224", img_size=64, depth=3, qk_norm=True), "blocks.1.attn.k_norm"),
     (tm("xcit_nano_12_p16_224"), "blocks.1.attn.attn_drop"),  # of channels with channels
-    (tm("tinynet_e"), "blocks.3.1.se.gate"), (tm("tinynet_e"), "global_pool"),
-    (tm("tinynet_e"), "classifier"),
-    (tv("resnet18"), "layer4"), (tv("resnet18"), "layer1.0.relu")])  # of 2x2; called twice
+    (tm("tinynet_e"), "blocks.3.1.se.gate"), (tm("tinynet_e"), "global_pool"), (tm("tinynet_e"), "classifier"),
+    (tv("resnet18"), "layer1.0.relu")])  # called twice
 def test_what_is_no_map_of_the_image_is_refused_by_name(make, layer):
     with pytest.raises(ValueError, match=rf"{re.escape(repr(layer))}.*do not follow the image.*suggest_layers"):
         repair(make(), images(6, 64), layer=layer)
@@ -200,24 +171,6 @@ def test_one_logit_is_that_of_the_second_class(wrap):
     torch.testing.assert_close(logits.softmax(1)[:, 1], Net(1).eval()(seen)[:, 0].sigmoid())
 
 
-@pytest.mark.parametrize(("wrap", "said"), [
-    (lambda y, _: (y, y), "one tensor of logits"), (lambda y, _: {"out": y}, "a dict of out"),
-    (lambda y, _: None, "NoneType"), (lambda y, _: y.argmax(1), "torch.int64"),
-    (lambda y, _: y[..., None, None].expand(-1, -1, 4, 4), "4, 4"), (lambda y, _: y / 0, "finite")])
-def test_outputs_that_could_be_anything_are_named(wrap, said):
-    with pytest.raises((ValueError, FloatingPointError), match=said):
-        repair(Wrapped(wrap))
-    assert not Net.trained
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_model_comes_back_in_its_own_precision(dtype):
-    model = Net().to(dtype)
-    repaired = repair(model)[0]
-    assert {weight.dtype for weight in repaired.parameters()} == {dtype}
-    assert not torch.equal(model.head.weight, repaired.head.weight)
-
-
 def test_what_wraps_a_model_is_taken_off(monkeypatch):
     monkeypatch.setattr(sys.modules["torch.nn.parallel.data_parallel"], "_get_available_device_type", lambda: None)
     for wrapped in (nn.DataParallel(Net()), torch.compile(Net(), backend="eager")):
@@ -240,18 +193,18 @@ def masked() -> nn.Module:
 
 def normed() -> nn.Module:
     model = Net()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch would have its newer one
-        model.head = nn.utils.weight_norm(model.head)
+    model.head = nn.utils.weight_norm(model.head)
     return model
 
 
-@pytest.mark.parametrize("make", [Keeps, masked, View, normed])
-def test_models_that_a_plain_copy_or_check_does_not_stand(make, tmp_path):
+@pytest.mark.parametrize("make", [Keeps, masked, View, normed, Net().half, Net().bfloat16, Net().double],
+                         ids=lambda make: make.__name__)
+def test_models_that_a_plain_copy_or_check_does_not_stand_and_in_any_precision(make, tmp_path):
     model = make()
-    model(torch.rand(2, 3, 32, 32))
+    model(torch.rand(2, 3, 32, 32, dtype=model.f[0].weight.dtype))
     repaired, _ = repair(model, checkpoint=tmp_path / "c.pt")
-    assert not equal(model, repaired)
+    assert {weight.dtype for weight in repaired.parameters()} == {model.f[0].weight.dtype}
+    assert not torch.equal(model.head.weight, repaired.head.weight)
     assert equal(repair(model, checkpoint=tmp_path / "c.pt")[0], repaired)
     copied(repaired)
     model.stream = (i for i in range(3))
