@@ -23,19 +23,6 @@ def test_mnist_counts_by_digit_and_at_random(mnist_root):
     assert (random.digits[random.conflicting].bincount(minlength=10) > 0).all()
 
 
-def test_definitions_of_test_sets_and_groups():
-    """What `test_properties` says of any digits, and of these: how many, and which pixels are known."""
-    raw, malicious = (SpuriousDigits(train=False, test_set=name) for name in ("raw", "malicious"))
-    data = SpuriousDigits(train=True, class_mix_ratio=0.2)
-    corner = torch.zeros(28, 28, dtype=torch.bool)
-    corner[:SQUARE, :SQUARE] = True
-    for one in (raw, malicious, data):
-        blue = (one.images == torch.tensor([0, 0, 255]).view(3, 1, 1)).all(1)
-        assert torch.equal(one.known[:], blue & corner)
-        assert torch.equal(one.squares, one.known[:].any(2).any(1))
-    assert (len(data), len(raw), len(malicious)) == (1347, 450, 450)
-
-
 def test_same_arguments_same_tensors_and_other_seed_other_squares():
     first, again, other = (SpuriousDigits(train=True, seed=seed) for seed in (3, 3, 4))
     torch.rand(5)  # the global generator has no say
@@ -46,6 +33,10 @@ def test_same_arguments_same_tensors_and_other_seed_other_squares():
     image, label, group = first[5]
     assert torch.equal(image, first.images[5].float() / 255)
     assert (label, group) == (first.labels[5], first.groups[5])
+    for one in (first, SpuriousDigits(train=False, test_set="raw"), SpuriousDigits(train=False, test_set="malicious")):
+        known = torch.zeros(1347 if one is first else 450, 28, 28, dtype=torch.bool)
+        known[one.squares, :SQUARE, :SQUARE] = True
+        assert torch.equal(one.known[:], known)
 
 
 @pytest.mark.parametrize(("wrong", "named"), [
@@ -68,6 +59,7 @@ def test_shipped_mnist_is_read_without_a_network_and_not_unpacked(gzipped, tmp_p
     monkeypatch.setattr(torchvision.datasets, "MNIST", None)
     assert len(SpuriousMNIST(tmp_path, train=False, test_set="raw")) == 10_000
     assert {path.name for path in gzipped.iterdir()} == {f"{name}.gz" for name in MD5}
+    assert missing("SpuriousMNIST", tmp_path) is None
 
 
 def test_a_download_gives_what_is_missing_and_nothing_half(gzipped, tmp_path, monkeypatch):
