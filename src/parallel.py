@@ -98,8 +98,9 @@ def joined(model: nn.Module) -> Iterator[nn.Module]:
     if world() == 1:
         yield model
         return
+    on_gpu = next(model.parameters()).is_cuda
     norms = [(parent, name, norm) for parent in model.modules() for name, norm in parent.named_children()
-             if isinstance(norm, _BatchNorm) and next(model.parameters()).is_cuda]
+             if on_gpu and isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm)]
     for _, _, norm in norms:
         if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             raise ValueError(f"expected torch's own BatchNorm on several GPUs, got {type(norm).__name__}, which "
