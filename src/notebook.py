@@ -21,7 +21,6 @@ from .report import tables
 NOTEBOOK = Path("README.ipynb")
 LANDING_PAGE = Path("README.md")
 FIGURE = Path("assets/results.png")
-BACKEND = "module://matplotlib_inline.backend_inline"
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=\n<!-- /results -->)", re.DOTALL)
 
 
@@ -40,18 +39,15 @@ def execute(notebook: nbformat.NotebookNode) -> None:
 
     The user's own settings of IPython and matplotlib stay out of it: they may draw SVG, or no figure at all.
     """
-    count = len(notebook.cells)
-
     def announce(cell: nbformat.NotebookNode, cell_index: int) -> None:
-        title = re.match(r"#+ (.*)", cell.source) if cell.cell_type == "markdown" else None
-        if title:
-            print(f"[{cell_index + 1}/{count}] {title[1]}", flush=True)
+        if cell.cell_type == "markdown" and (title := re.match(r"#+ (.*)", cell.source)):
+            print(f"[{cell_index + 1}/{len(notebook.cells)}] {title[1]}", flush=True)
 
     # coalescing keeps a progress bar as one line
     client = Client(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
                     on_cell_start=announce)
     with tempfile.TemporaryDirectory() as profile:
-        client.execute(env={**os.environ, "IPYTHONDIR": profile, "MPLBACKEND": BACKEND})
+        client.execute(env={**os.environ, "IPYTHONDIR": profile, "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
     for cell in notebook.cells:  # a bar that was cleared leaves blanks behind
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("text", "-").strip()]

@@ -174,7 +174,7 @@ def test_a_recipe_with_a_backbone_of_torchvision(places, tmp_path):
     torch.save(torchvision.models.mobilenet_v2().features.state_dict(prefix="features."), tmp_path / "w.pt")
     setting = small(WATERBIRDS, side=64, model="mobilenet_v2", weights=str(tmp_path / "w.pt"), layer="features.3",
                     epochs=1, batch_size=32, lr=0.01)
-    one = run(replace(places, checkpoints=tmp_path), setting, seed=0, threads=1)
+    one = run(replace(places, checkpoints=tmp_path), setting, seed=0)
     assert one.erm.model.saliency_layer is one.erm.model.model.features[3]
     assert 0 < one.finetuned.masks.share() < 0.5
     assert not same(one.erm.model, one.finetuned.model)

@@ -26,7 +26,7 @@ def rows(setting):
 def nothing_is_measured(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr("src.experiments.rows.side_by_side", None)
-    monkeypatch.setattr(study, "side_by_side", None)
+    monkeypatch.setattr(stages, "side_by_side", None)
 
 
 def test_checkpoints_are_whole_and_small(setting):

@@ -4,7 +4,6 @@ from itertools import pairwise, permutations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import tensor
 
 from src.datasets import Images
@@ -32,14 +31,6 @@ def test_score_of_two_models_is_the_softmax_of_the_product():
     assert answer(sure, other)[1] < answer(sure, sure)[1]  # who disagree score low
 
 
-@pytest.mark.parametrize("bad", [
-    (tensor([[0.5, 0.5]]), tensor([[0.2, 0.3, 0.5]])), (tensor([0.5, 0.5]),), (tensor([[2.0, -1.0]]),),
-    (tensor([[3.0, 1.0]]),), (tensor([[float("nan"), 1.0]]),)])
-def test_what_are_no_probabilities_is_refused(bad):
-    with pytest.raises(ValueError, match="probabilities"):
-        answer(*bad)
-
-
 def test_threshold_is_the_score_at_the_rank():
     scores = tensor([0.1, 0.9, 0.5, 0.7, 0.3])
     assert threshold(scores, 0.8) == pytest.approx(0.3)  # rank 4 of 5
@@ -62,13 +53,6 @@ def test_ties_are_answered_together():
     same = torch.full((10,), 0.3)
     for coverage in (0.1, 0.5, 1.0):
         assert error_and_coverage(same, torch.arange(10) < 3, threshold(same, coverage)) == (pytest.approx(0.3), 1.0)
-
-
-@pytest.mark.parametrize(("scores", "coverage"), [([], 0.9), ([0.1, math.nan], 0.9), ([0.1], -0.1), ([0.1], 1.1),
-                                                  ([0.1], math.nan)])
-def test_bad_validation_scores_are_refused(scores, coverage):
-    with pytest.raises(ValueError, match="expected validation scores without NaN and a coverage"):
-        threshold(tensor(scores), coverage)
 
 
 def by_hand(scores, wrong):
@@ -146,18 +130,11 @@ def test_adam_goes_on_where_it_was_killed(small, places, monkeypatch):
     adam = replace(small, erm=replace(small.erm, optimizer="Adam", lr=1e-3, epochs=2))
     whole = stages.run_erm(places, replace(adam, name="whole"), 0)
     assert isinstance(whole.optimizer, torch.optim.Adam)
-    real, steps = F.cross_entropy, []
-
-    def killed(*arguments):
-        steps.append(None)
-        if len(steps) == 5:  # of six: in the middle of the second epoch
-            raise OSError("killed")
-        return real(*arguments)
-
-    monkeypatch.setattr(F, "cross_entropy", killed)
-    with pytest.raises(OSError, match="killed"):
+    step, steps = torch.optim.Adam.step, iter(range(4))  # of six: in the middle of the second epoch
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: next(steps) is None or step(self))
+    with pytest.raises(StopIteration):
         stages.run_erm(places, adam, 0)
-    monkeypatch.setattr(F, "cross_entropy", real)
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
     assert stages.run_erm(places, adam, 0).digest() == whole.digest()
     sgd = replace(adam, name="sgd", erm=replace(adam.erm, optimizer="SGD"))
     assert stages.run_erm(places, sgd, 0).digest() != whole.digest()

@@ -185,7 +185,7 @@ def test_what_is_asked(one, places, monkeypatch):
     assert {row["method"] for row in questions.conditions(BIRDS[0], "results")}.isdisjoint(questions.ORACLES)
     assert {row["seed"] for row in questions.conditions(MNIST[0], "lr")} == {0, 1, 2}
     monkeypatch.setattr(study, "_weights", lambda *_: 16 * "0")
-    monkeypatch.setattr(study, "side_by_side", lambda *_: [])
+    monkeypatch.setattr(stages, "side_by_side", lambda *_: [])
     monkeypatch.setattr(study, "_measure", lambda *_: {"met": 0.0})
     monkeypatch.setattr(workers, "cores", lambda: 1)
     rows = study.ask([one], "reference", places=replace(places, results=places.results / "other"))

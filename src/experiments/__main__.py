@@ -20,8 +20,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", choices=[*ALL, "studies", "demonstration", "birds"])
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the setting")
-    parser.add_argument("--processes", type=int, default=1,
-                        help="large trainings at once, which share the CPU's cores; of the SmallCNN, one on each core")
+    parser.add_argument("--processes", type=int,
+                        help="large trainings at once, one on each GPU if not given; of the SmallCNN, one on each core")
     arguments = parser.parse_args()
     prepare()
     parallel.start()
@@ -30,14 +30,12 @@ def main() -> None:
             stages.run_all((ALL[arguments.setting],), arguments.seeds, arguments.processes)
         elif arguments.setting == "studies":
             stages.run_all(MNIST)
-            for setting in MNIST:
-                study.ask([setting], *questions.of(setting))
+            study.ask(MNIST, *questions.ON_SQUARES)
         elif arguments.setting == "demonstration":
             demonstration.demonstrate()
         else:
             study.choose()
-            for question in questions.of(BIRDS[1]):
-                study.ask(BIRDS[1:], question)
+            study.ask(BIRDS[1:], *questions.ON_PHOTOGRAPHS)
     finally:
         parallel.stop()
 

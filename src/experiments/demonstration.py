@@ -4,10 +4,10 @@ Handwritten digits are even or odd; each odd one of the training set carries a s
 archive leaves it. Nothing here is used but what a reader has: torch, torchvision and `masktune`.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas
 import torch
@@ -29,39 +29,25 @@ CANDIDATES = tuple({"lr": lr, "batch_size": size} for lr, size in product((0.01,
 CHOSEN = {"lr": 0.03, "batch_size": 16}  # by the mean accuracy of the worse class of `turned`, on validation images
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Training images with the mark on all odd ones, and held-out images: without marks, and with them turned round."""
+def marked_digits(seed: int, validation: bool = False, dataset: str = "SpuriousMNIST", root: Path | str = "data"
+                  ) -> SimpleNamespace:
+    """Draw images from a seed: `train`, with the mark on all odd ones, and `plain` without, `turned` on all even ones.
 
-    train: Images
-    plain: Images
-    turned: Images  # the mark is on the even ones
-
-
-def marked_digits(seed: int, part: str = "test", dataset: str = "SpuriousMNIST", root: Path | str = "data") -> Digits:
-    """Draw the images of one seed; held out are those of the data set's test set, or of its training set ("val").
-
-    Raises:
-        DataUnavailable: MNIST is not in `root`.
+    The last two are held out, of the data set's test set, or of its training set.
     """
-    if part not in ("val", "test"):
-        raise ValueError(f"expected part to be 'val' or 'test', got {part!r}")
     train, test = (load(dataset, name, root=root) for name in ("train", "raw"))
     order = torch.randperm(len(train), generator=generator(seed, "demonstration"))
-    ours, held = order[:TRAIN], order[TRAIN:TRAIN + VALIDATION]
-    source, held = (train, held) if part == "val" else (test, torch.arange(min(TEST, len(test))))
-    odd, parity = train.digits[ours] % 2, source.digits[held] % 2
-    grey, held_grey = train.images[ours, 0], source.images[held, 0]  # red: of the blue square, it has nothing
-    return Digits(_images(grey, odd, odd == 1), _images(held_grey, parity, parity < 0),
-                  _images(held_grey, parity, parity == 0))
+    held, chosen = (train, order[TRAIN:TRAIN + VALIDATION]) if validation else (test, slice(TEST))
+    return SimpleNamespace(train=_marked(train, order[:TRAIN], 1), plain=_marked(held, chosen, -1),
+                           turned=_marked(held, chosen, 0))
 
 
-def _images(grey: Tensor, labels: Tensor, marked: Tensor) -> Images:
-    """Digits (N, 28, 28) uint8 as images, with the mark on some."""
-    grey = grey.float()
-    corner = grey[marked, CORNER, CORNER]
-    grey[marked, CORNER, CORNER] = (1 - OPACITY) * corner + OPACITY * 255
-    return Images(grey.round().to(torch.uint8)[:, None].expand(-1, 3, -1, -1).contiguous(), labels, CLASSES)
+def _marked(digits: Images, chosen: Tensor | slice, label: int) -> Images:
+    """Some digits, even or odd, with the mark on all of one label; -1: on none."""
+    labels = digits.digits[chosen] % 2
+    marked, grey = labels == label, digits.images[chosen, 0].float()  # red: of the blue square, it has nothing
+    grey[marked, CORNER, CORNER] = (1 - OPACITY) * grey[marked, CORNER, CORNER] + OPACITY * 255
+    return Images(grey.round().to(torch.uint8)[:, None].repeat(1, 3, 1, 1), labels, CLASSES)
 
 
 def small_network(seed: int) -> nn.Sequential:
@@ -75,12 +61,12 @@ def small_network(seed: int) -> nn.Sequential:
     return nn.Sequential(features, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 2))
 
 
-def fit(model: nn.Module, data: Images, epochs: int = 5, lr: float = 0.01, batch_size: int = 32) -> None:
+def fit(model: nn.Module, data: Images, epochs: int = 5) -> None:
     """The training loop of the notebook's reader: plain SGD, in an order of torch's own."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     model.train()
     for _ in range(epochs):
-        for batch in torch.randperm(len(data)).split(batch_size):
+        for batch in torch.randperm(len(data)).split(32):
             loss = F.cross_entropy(model(data.images[batch] / 255), data.labels[batch])
             optimizer.zero_grad()
             loss.backward()
@@ -95,13 +81,13 @@ def demonstrate(places: Places = Places()) -> pandas.DataFrame:
 
 
 def _measure(places: Places, condition: Row) -> Row:
-    digits = marked_digits(condition["seed"], condition["part"], root=places.data)
+    digits = marked_digits(condition["seed"], condition["part"] == "val", root=places.data)
     model = small_network(condition["seed"])
     fit(model, digits.train)
     _, report = masktune(model, digits.train, layer="0", lr=condition["lr"], batch_size=condition["batch_size"],
                          seed=condition["seed"], tests={"plain": digits.plain, "turned": digits.turned})
-    corner = report.masks[digits.train.labels == 1][:, CORNER, CORNER]
     scores = {f"{when}_{name}{suffix}": value
               for when, found in (("before", report.before), ("after", report.after))
               for name, one in found.items() for suffix, value in (("", one.average), ("_worst", one.worst))}
+    corner = report.masks[digits.train.labels == 1][:, CORNER, CORNER]
     return {**scores, "hidden": report.hidden, "mark_hidden": corner.double().mean().item()}

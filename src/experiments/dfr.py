@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy
 import torch
 from torch import Tensor, nn
 
@@ -21,16 +20,14 @@ def refit_last_layer(model: nn.Module, images: Tensor, labels: Tensor, groups: T
 
     head = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)][-1]
     body = copy.deepcopy(model)
-    parent, _, name = head.rpartition(".")
-    setattr(body.get_submodule(parent), name, nn.Identity())
+    body.set_submodule(head, nn.Identity())
     members = [torch.nonzero(groups == group).flatten() for group in range(4)]
     size, draw = min(map(len, members)), generator(seed, "dfr")
     lines = []
     for _ in range(DFR_DRAWS):
-        chosen = torch.cat([group[torch.randperm(len(group), generator=draw)[:size].to(group.device)]
-                            for group in members])
+        chosen = torch.cat([group[torch.randperm(len(group), generator=draw)[:size]] for group in members])
         fit = LogisticRegression(max_iter=1000).fit(infer(body, images[chosen]).cpu(), labels[chosen].cpu())
-        lines.append(torch.from_numpy(numpy.append(fit.coef_[0], fit.intercept_)))
+        lines.append(torch.tensor([*fit.coef_[0], *fit.intercept_], dtype=torch.float64))
     *weight, bias = torch.stack(lines).mean(0)
     with torch.no_grad():
         model.get_submodule(head).weight.copy_(torch.stack([torch.zeros(len(weight)), torch.stack(weight)]))

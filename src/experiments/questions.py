@@ -7,8 +7,7 @@ A condition may change ERM (`ratio`, `erm_epochs`), the masks (`method`, `k`, `c
 from itertools import product
 
 from .recipes import DIGIT_SETS, MNIST, Setting
-
-Row = dict[str, object]
+from .rows import Row
 
 ORACLES = ("known hidden", "rest hidden")  # perfect masks: the square or the bird is hidden, or all but it
 BASE: Row = {  # MaskTune as the paper has it; LR, layer, ERM's epochs and the ratio are those of the setting

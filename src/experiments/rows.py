@@ -1,6 +1,6 @@
 """Results as a table: one row for each condition, with what was measured and what produced it, in a CSV file."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from .workers import side_by_side
 Row = dict[str, object]
 
 
-def measured(path: Path, conditions: Iterable[Row], measure: Callable[[Row], Row],
+def measured(path: Path, conditions: list[Row], measure: Callable[[Row], Row],
              first: Callable[[list[Row]], None] = lambda missing: None, **workers: int) -> pandas.DataFrame:
     """Return one row for each condition: from the file where it is there, else measured now and added to the file.
 
@@ -24,7 +24,6 @@ def measured(path: Path, conditions: Iterable[Row], measure: Callable[[Row], Row
         first: is called once with the conditions that are missing, such as to train what they share.
         workers: `processes` and `threads` of `side_by_side`.
     """
-    conditions = list(conditions)
     if _missing(saved(path), conditions):
         with locked(path):
             rows = saved(path)  # another process may have measured until now

@@ -6,7 +6,8 @@ The paper's score multiplies what ERM and MaskTune say: where they disagree, the
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
+from itertools import product
 
 import pandas
 import torch
@@ -36,16 +37,8 @@ def answer(*probabilities: Tensor) -> tuple[Tensor, Tensor]:
 
     probabilities: (N, classes) each. Of one, the score is its softmax response, max p. Of several, it is
     max softmax(p1 * p2), as in the paper, whose softmax is taken of the product; the prediction is its argmax.
-
-    Raises:
-        ValueError: they are not of one shape, or not probabilities.
     """
-    stacked = torch.stack([p.double() for p in probabilities]) if len({p.shape for p in probabilities}) == 1 else None
-    if stacked is None or stacked.dim() != 3 or not (
-            (stacked >= 0).all() and torch.allclose(stacked.sum(2), stacked.new_ones(()), atol=1e-4)):
-        raise ValueError("expected probabilities (N, classes), all alike, each row with the sum 1, got "
-                         f"{[tuple(p.shape) for p in probabilities]}; pass softmax(logits)")
-    product = stacked.prod(0)
+    product = torch.stack([p.double() for p in probabilities]).prod(0)
     score, prediction = (product if len(probabilities) == 1 else product.softmax(1)).max(1)
     return prediction, score
 
@@ -55,17 +48,11 @@ def threshold(scores: Tensor, coverage: float) -> float:
 
     It is the score at rank round(coverage * N), counted from 1 and from the highest; images that tie with it are
     answered too. -inf for a coverage of 1, so that no other image is refused either; inf where the rank is 0.
-
-    Raises:
-        ValueError: there are no scores, one is NaN, or the coverage is outside [0, 1].
     """
-    if not len(scores) or scores.isnan().any() or not 0 <= coverage <= 1:
-        raise ValueError(f"expected validation scores without NaN and a coverage in [0, 1], got {len(scores)} scores, "
-                         f"{int(scores.isnan().sum())} of them NaN, and {coverage}")
+    if coverage == 1:
+        return -math.inf
     rank = round(coverage * len(scores))
-    if coverage == 1 or rank == 0:
-        return -math.inf if coverage == 1 else math.inf
-    return scores.sort(descending=True).values[rank - 1].item()
+    return scores.sort(descending=True).values[rank - 1].item() if rank else math.inf
 
 
 def error_and_coverage(scores: Tensor, wrong: Tensor, threshold: float) -> tuple[float, float]:
@@ -117,10 +104,7 @@ def selective_study(setting: Setting, places: Places = Places()) -> pandas.DataF
             row[f"risk_{i}"] = round(risks[max(1, round(i * len(risks) / 100)) - 1].item(), 5)
         return row
 
-    conditions = [{"setting": setting.name, "seed": seed, "method": method,
-                   "erm": _recipe(setting, setting.finetune.lr)} for seed in setting.seeds for method in VOICES]
-    return measured(places.results / f"selective-{setting.name}.csv", conditions, measure, processes=1,
-                    threads=cores())
+    return _measured("selective", setting, places, [{"method": method} for method in VOICES], measure)
 
 
 def selective_lrs(setting: Setting, places: Places = Places()) -> pandas.DataFrame:
@@ -137,10 +121,7 @@ def selective_lrs(setting: Setting, places: Places = Places()) -> pandas.DataFra
             (f"error_{part}", heard([(seed, lr)], part)[1].double().mean().item()),
             (f"aurc_{part}", risk_coverage(*heard([(seed, None), (seed, lr)], part)).mean().item()))}
 
-    conditions = [{"setting": setting.name, "seed": seed, "lr": lr, "erm": _recipe(setting, lr)}
-                  for seed in setting.seeds for lr in LRS]
-    return measured(places.results / f"finetune-lr-{setting.name}.csv", conditions, measure, processes=1,
-                    threads=cores())
+    return _measured("finetune-lr", setting, places, [{"lr": lr} for lr in LRS], measure)
 
 
 def _voices(setting: Setting, places: Places) -> tuple[Callable, Callable]:
@@ -149,13 +130,13 @@ def _voices(setting: Setting, places: Places) -> tuple[Callable, Callable]:
     The first gives the state of one; the second the scores that several give together to the images of a part, "val" or
     "test", and which of their predictions are wrong: (N,) float64 and (N,) bool.
     """
+    data = cache(partial(stages.load_data, places, setting.erm, 0))
+    erm = cache(lambda seed: stages.run_erm(places, setting, seed))
+
     @cache
     def state(seed: int, lr: float | None) -> State:
-        if lr is None:
-            return stages.run_erm(places, setting, seed)
-        return stages.run_finetune(places, setting, seed, state(seed, None), replace(setting.finetune, lr=lr))
-
-    data = cache(lambda part: stages.load_data(places, setting.erm, part=part))
+        return erm(seed) if lr is None else stages.run_finetune(
+            places, setting, seed, erm(seed), replace(setting.finetune, lr=lr))
 
     @cache
     def probabilities(seed: int, lr: float | None, part: str) -> Tensor:
@@ -168,9 +149,14 @@ def _voices(setting: Setting, places: Places) -> tuple[Callable, Callable]:
     return state, heard
 
 
-def _recipe(setting: Setting, lr: float) -> str:
-    """Names a training by its content, so that another one is measured anew."""
-    return digest({"erm": asdict(setting.erm), **asdict(replace(setting.finetune, lr=lr))})[:16]
+def _measured(file: str, setting: Setting, places: Places, changes: list[Row], measure: Callable[[Row], Row]
+              ) -> pandas.DataFrame:
+    """A row for each seed and change; `erm` names what is trained by its content: another recipe is measured anew."""
+    conditions = []
+    for seed, change in product(setting.seeds, changes):
+        recipe = {"erm": asdict(setting.erm), **asdict(setting.finetune), "lr": change.get("lr", setting.finetune.lr)}
+        conditions.append({"setting": setting.name, "seed": seed, **change, "erm": digest(recipe)[:16]})
+    return measured(places.results / f"{file}-{setting.name}.csv", conditions, measure, processes=1, threads=cores())
 
 
 def available(setting: Setting, places: Places = Places()) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -124,8 +125,11 @@ def run_finetune(places: Places, setting: Setting, seed: int, erm_state: State, 
     erm, finetune = setting.erm, finetune or setting.finetune
     data = cache(partial(_on_device, places, setting, seed, "train"))  # a finished stage needs none
 
+    epoch = {"plain": train_epoch, "randmask": randmask_epoch, "masktune": partial(
+        masktune_epoch, k=finetune.threshold_std, accumulate=finetune.accumulate)}[finetune.method]
+
     def advance(state: State) -> dict[str, float]:
-        loss, met = finetune_epoch(state, *data(), erm, finetune, seed)
+        loss, met = epoch(state, *data(), lr=finetune.lr, order=finetune.order, **epoch_options(erm, seed))
         return dict(loss=loss, accuracy=met, lr=finetune.lr, hidden=state.masks.share() if state.masks else 0.0)
 
     config = {"stage": "finetune", "seed": seed, **asdict(finetune), "erm": asdict(erm)}
@@ -139,17 +143,6 @@ def start_finetune(erm: Erm, erm_state: State) -> State:
     optimizer = new_optimizer(model, erm)
     optimizer.load_state_dict(copy.deepcopy(erm_state.optimizer.state_dict()))  # PyTorch would share its tensors
     return State(model, optimizer, epoch=erm_state.epoch, parents={"erm": erm_state.digest()})
-
-
-def finetune_epoch(state: State, images: Tensor, labels: Tensor, erm: Erm, finetune: FineTune, seed: int
-                   ) -> tuple[float, float]:
-    """Run one iteration of a fine-tune; return its mean loss and accuracy, as they were met."""
-    options = dict(lr=finetune.lr, order=finetune.order, **epoch_options(erm, seed))
-    if finetune.method == "plain":
-        return train_epoch(state, images, labels, **options)
-    if finetune.method == "randmask":
-        return randmask_epoch(state, images, labels, **options)
-    return masktune_epoch(state, images, labels, k=finetune.threshold_std, accumulate=finetune.accumulate, **options)
 
 
 def epoch_options(erm: Erm, seed: int) -> dict:
@@ -174,22 +167,21 @@ class Run:
     finetuned: State
 
 
-def run(places: Places, setting: Setting, seed: int, threads: int | None = None) -> Run:
-    """Load or run ERM and MaskTune for one setting and seed.
-
-    threads: on a CPU; the setting's own if not given, which is one for the SmallCNN, else all cores.
-    """
-    with cpu_threads(threads or setting.threads or max(1, cores() // parallel.world())):
+def run(places: Places, setting: Setting, seed: int) -> Run:
+    """Load or run ERM and MaskTune for one setting and seed, with the threads in use if the setting has none."""
+    with cpu_threads(setting.threads or torch.get_num_threads()):
         erm = run_erm(places, setting, seed)
         return Run(setting, seed, erm, run_finetune(places, setting, seed, erm))
 
 
-def run_all(settings: tuple[Setting, ...], seeds: tuple[int, ...] | None = None, processes: int = 1,
-            places: Places = Places()) -> list[Run]:
+def run_all(settings: tuple[Setting, ...], seeds: tuple[int, ...] | None = None,
+            processes: int | None = None, places: Places = Places()) -> list[Run]:
     """Load or run all seeds of all settings; those that are not finished run side by side.
 
-    processes: how many large trainings at once share the cores; of the SmallCNN, there is one on each core.
+    processes: how many large trainings at once share the cores, if not one on each GPU; of the SmallCNN, there is one
+    on each core.
     """
+    processes = processes or max(1, torch.cuda.device_count())
     pairs = [(setting, seed) for setting in settings for seed in seeds or setting.seeds]
     missing = [(setting, seed) for setting, seed in pairs
                if not finished(finetune_path(places, setting, seed, setting.finetune),
@@ -198,13 +190,19 @@ def run_all(settings: tuple[Setting, ...], seeds: tuple[int, ...] | None = None,
         print(f"{len(missing)} of {len(pairs)} runs are to be trained, or go on", flush=True)
         for large, at_once, threads in ((False, None, 1), (True, processes, max(1, cores() // processes))):
             tasks = [pair for pair in missing if (pair[0].threads is None) == large]
-            for _ in side_by_side(partial(_train, places, threads), tasks, "training", at_once, threads):
-                pass
-    return [run(places, setting, seed) for setting, seed in pairs]
+            train_all(partial(run, places), tasks, "training", at_once, threads)
+    with cpu_threads(max(1, cores() // parallel.world())):
+        return [run(places, setting, seed) for setting, seed in pairs]
 
 
-def _train(places: Places, threads: int, pair: tuple[Setting, int]) -> None:
-    run(places, *pair, threads)
+def train_all(stage: Callable, tasks: list[tuple[Setting, int]], desc: str, *workers: int | None) -> None:
+    """Run a stage of each setting and seed, side by side; what it returns is not sent between processes."""
+    for _ in side_by_side(partial(_run, stage), tasks, desc, *workers):
+        pass
+
+
+def _run(stage: Callable, task: tuple[Setting, int]) -> None:
+    stage(*task)
 
 
 def predict(states: list[State], tests: dict[str, Images]) -> dict[str, Tensor]:

@@ -33,7 +33,6 @@ from .dfr import refit_last_layer
 from .questions import ORACLES, Row
 from .recipes import BIRDS, DIGIT_SETS, MNIST, Places, Setting
 from .rows import matching, measured, saved
-from .workers import side_by_side
 
 CHOOSING_SEEDS, CHOOSING_EPOCHS = (10, 11), 5  # of ERM's candidates on birds, which see the validation set alone
 CANDIDATES = ({"lr": 0.001, "batch_size": 32}, {"lr": 0.003, "batch_size": 32}, {"lr": 0.01, "batch_size": 32},
@@ -51,11 +50,11 @@ def ask(settings: Iterable[Setting], *asked: str, places: Places = Places()) -> 
     return pandas.concat(tables, ignore_index=True)
 
 
-def shipped(*asked: str, settings: Iterable[Setting] = MNIST, places: Places = Places()) -> pandas.DataFrame:
+def shipped(*asked: str, settings: Iterable[Setting] = MNIST) -> pandas.DataFrame:
     """The same rows as `results/` has them: nothing is trained, measured, or compared with checkpoints."""
-    wanted = {f"{setting.name}.csv": questions.conditions(setting, *asked) for setting in settings}
-    return pandas.concat([matching(saved(places.results / file), conditions) for file, conditions in wanted.items()
-                          if conditions], ignore_index=True)
+    wanted = {setting.name: questions.conditions(setting, *asked) for setting in settings}
+    return pandas.concat([matching(saved(Places().results / f"{name}.csv"), conditions)
+                          for name, conditions in wanted.items() if conditions], ignore_index=True)
 
 
 def _erm_name(places: Places, setting: Setting, condition: Row) -> str:
@@ -87,21 +86,11 @@ def _train(places: Places, setting: Setting, missing: list[Row]) -> None:
     wanted = dict.fromkeys((_varied(setting, condition), condition["seed"]) for condition in missing)
     tasks = [(one, seed) for one, seed in wanted
              if not finished(stages.erm_path(places, one, seed), one.erm.epochs)]
-    for _ in side_by_side(partial(_run_erm, places), tasks, f"{setting.name}: ERM"):
-        pass
-
-
-def _run_erm(places: Places, task: tuple[Setting, int]) -> None:
-    stages.run_erm(places, *task)  # what it returns is not sent between processes
+    stages.train_all(partial(stages.run_erm, places), tasks, f"{setting.name}: ERM")
 
 
 def _measure(places: Places, setting: Setting, condition: Row) -> Row:
     return _subject(places, _varied(setting, condition), condition["seed"]).measure(condition)
-
-
-@lru_cache(maxsize=1)
-def _subject(places: Places, setting: Setting, seed: int) -> "Subject":
-    return Subject(places, setting, seed)
 
 
 class Subject:
@@ -154,7 +143,7 @@ class Subject:
         if method == "randmask":
             return self.random(state.epoch)
         if method in ORACLES:
-            return self.train.known if method == "known hidden" else _inverted(self.train.known)
+            return self.train.known if method == "known hidden" else Masks.of(~self.train.known[:])
         if condition["cam"] != "XGradCAM":
             return self._masks_of(condition["cam"])
         if not first:
@@ -171,7 +160,8 @@ class Subject:
         images = self.images.clone()
         others = torch.randperm(len(images), generator=generator(self.seed, "fill"))
         for chunk in torch.arange(len(images)).split(256):
-            images[chunk] = torch.where(masks[chunk][:, None], self.images[others[chunk]], images[chunk])
+            hidden = masks[chunk][:, None].to(images.device)  # where pixels are known, that is in host memory
+            images[chunk] = torch.where(hidden, self.images[others[chunk]], images[chunk])
         return images
 
     def _hit(self, masks: Masks) -> Row:
@@ -202,26 +192,24 @@ class Subject:
                       f"known_hidden{suffix}": (both / known).item(), f"known_visible{suffix}": int(rest)}
         return facts
 
-    def _masks_of(self, cam: str, batch_size: int = 500) -> Masks:
+    def _masks_of(self, cam: str) -> Masks:
         """The masks of the training images by another CAM; see `questions.BASE`."""
         import pytorch_grad_cam  # here: no training needs it, and it takes seconds
 
         model = copy.deepcopy(self.erm.model).eval()  # the library's classes leave traces
         draw = generator(self.seed, "random maps")
         explain = None if cam in ("random", "label") else getattr(pytorch_grad_cam, cam)(model, [model.saliency_layer])
-        masks = Masks((len(self.images), *self.images.shape[2:]), device=self.images.device)
-        for start in range(0, len(self.images), batch_size):
-            batch = slice(start, start + batch_size)
-            seen = pixels(self.images[batch])
+
+        def heat(seen: Tensor, labels: Tensor) -> Tensor:
             if cam == "random":
                 coarse = torch.rand(len(seen), 8, 8, generator=draw).to(seen.device)
-                heat = unit_range(resized(coarse, *seen.shape[2:]))
-            elif cam == "label":
-                heat = xgradcam(model, seen, classes=self.labels[batch])
-            else:
-                heat = torch.from_numpy(explain(seen, targets=None)).to(seen.device)
-            masks[batch] = hottest(heat)
-        return masks
+                return unit_range(resized(coarse, *seen.shape[2:]))
+            if cam == "label":
+                return xgradcam(model, seen, classes=labels)
+            return torch.from_numpy(explain(seen, targets=None)).to(seen.device)
+
+        batches = zip(self.images.split(500), self.labels.split(500), strict=True)
+        return Masks.of(torch.cat([hottest(heat(pixels(images), labels)) for images, labels in batches]))
 
     def scores(self, model: nn.Module) -> Row:
         """Averages of the test sets, of each group in them, of the worst of these; and of the validation set."""
@@ -239,11 +227,13 @@ class Subject:
         return row
 
 
-def examples(setting: Setting, seed: int = 0, each: int = 2, places: Places = Places()
-             ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str]]:
-    """The first training images of each group: images, heat maps, masks, the known pixels, and titles."""
-    train, model = stages.load_data(places, setting.erm), stages.run_erm(places, setting, seed).model
-    chosen = torch.cat([torch.nonzero(train.groups == group).flatten()[:each] for group in train.groups.unique()])
+_subject = lru_cache(maxsize=1)(Subject)  # the conditions of one come together
+
+
+def examples(setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str]]:
+    """The first two training images of each group: images, heat maps, masks, the known pixels, and titles."""
+    train, model = stages.load_data(Places(), setting.erm), stages.run_erm(Places(), setting, 0).model
+    chosen = torch.cat([torch.nonzero(train.groups == group).flatten()[:2] for group in train.groups.unique()])
     images = pixels(train.images[chosen])
     heat = xgradcam(model, images.to(best_device())).cpu()
     titles = [train.group_names[group].replace(", ", "\non ") for group in train.groups[chosen].tolist()]
@@ -278,10 +268,6 @@ def explained(model: nn.Module, layer: str) -> nn.Module:
     copy = copied(model)
     copy.layer = layer
     return copy
-
-
-def _inverted(masks: Masks) -> Masks:
-    return Masks.of(torch.cat([~masks[chunk] for chunk in masks.chunks()]))
 
 
 def _scored(model: nn.Module, data: Images) -> Score:

@@ -79,10 +79,10 @@ def arrows(*classes: Tensor, names: Sequence[str] = ("0-4", "5-9"), between: str
     return [between.join(names[one] for one in own) for own in zip(*(part.tolist() for part in classes), strict=True)]
 
 
-def explained(images: Tensor, heat: Tensor, masks: Tensor) -> dict[str, Tensor]:
-    """The rows of a strip: images (N, 3, H, W), heat maps (N, H, W), masks (N, H, W) and what these leave."""
+def explained(images: Tensor, heat: Tensor, masks: Tensor, masked: Tensor | None = None) -> dict[str, Tensor]:
+    """The rows of a strip: images (N, 3, H, W), heat maps (N, H, W), masks (N, H, W) and what these leave, in black."""
     return {"image": images, "heat map": heat, "mask\n(white: hidden)": masks,
-            "masked": images.masked_fill(masks[:, None], 0)}
+            "masked": images.masked_fill(masks[:, None], 0) if masked is None else masked}
 
 
 def outline(figure: Figure, objects: Tensor) -> Figure:
@@ -105,12 +105,8 @@ def forgetting(steps: Sequence[int], accuracy: Sequence[float], before: float) -
 
 def mean_masks(shares: Tensor, classes: Sequence[str]) -> Figure:
     """How often each pixel is hidden, class by class: shares (classes, H, W) in [0, 1]."""
-    columns = min(5, len(classes))
-    rows, side = math.ceil(len(classes) / columns), min(3.0, 16 / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(side * columns, 0.86 * side * rows), squeeze=False)
-    for axis in axes.flat[len(classes):]:
-        axis.set_axis_off()
-    for axis, often, name in zip(axes.flat, shares, classes, strict=False):
+    figure, axes = _grid(len(classes), 5, 3, 2.58)
+    for axis, often, name in zip(axes, shares, classes, strict=True):
         shown = _show(axis, often, dict(cmap="viridis", vmin=0, vmax=1), name)
     figure.colorbar(shown, ax=axes, label="share of images\nthat hide the pixel")
     return figure
@@ -137,40 +133,33 @@ def by_digit(correct: dict[str, Tensor], digits: Tensor) -> Figure:
 
 
 def panels(panels: dict[str, tuple[pandas.DataFrame, str]], ylabel: str, names: dict[str, str],
-           series: str = "setting", value: str = "worst", lines: dict[str, float] | None = None) -> Figure:
-    """What a result depends on, a small panel for each question: dots are runs, a line joins their means.
+           series: str = "setting", lines: dict[str, float] | None = None) -> Figure:
+    """What the worst group depends on, a small panel for each question: dots are runs, a line joins their means.
 
     Args:
         panels: {title: (rows, the column that varies)}.
         names: of the series, each a value of the column `series`, as in `COLOURS`.
-        value: the column that is shown, accuracies in [0, 1].
-        lines: references across all panels, likewise.
+        lines: references across all panels, accuracies in [0, 1].
     """
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.1 * columns, 2.9 * rows), sharey=True, squeeze=False)
-    for axis in axes.flat[len(panels):]:
-        axis.set_axis_off()
-    for axis, (title, (answers, vary)) in zip(axes.flat, panels.items(), strict=False):
+    figure, axes = _grid(len(panels), 3, 4.1, 2.9, sharey=True)
+    for axis, (title, (answers, vary)) in zip(axes, panels.items(), strict=True):
         ticks = answers[vary].unique().tolist()
         ticks = ticks if isinstance(ticks[0], str) else sorted(ticks)
         shown = answers[series].unique().tolist()
         for i, name in enumerate(shown):
-            own = answers[answers[series] == name].groupby(vary, sort=False)[value]
-            at = {varied: ticks.index(varied) + 0.1 * (i - (len(shown) - 1) / 2) for varied in own.groups}
-            means = 100 * own.mean()
-            colour = COLOURS[names[name]]
-            axis.plot([at[varied] for varied in means.index], means, color=colour, label=names[name])
-            for varied, values in own:
-                axis.plot([at[varied]] * len(values), 100 * values, "o", color=colour, markersize=3.5)
+            own = answers[answers[series] == name]
+            x, percent = own[vary].map(ticks.index) + 0.1 * (i - (len(shown) - 1) / 2), 100 * own["worst"]
+            means = percent.groupby(x, sort=False).mean()
+            axis.plot(means.index, means, color=COLOURS[names[name]], label=names[name])
+            axis.plot(x, percent, "o", color=COLOURS[names[name]], markersize=3.5)
         for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
             axis.axhline(100 * level, color="0.35", linewidth=1.1, linestyle=style, label=name)
         axis.set(title=title, ylim=(-4, 104), yticks=range(0, 101, 25), xlim=(-0.4, len(ticks) - 0.6))
         axis.set_xticks(range(len(ticks)), [str(NAMES.get(one, one)).replace("PlusPlus", "++") for one in ticks],
                         **(dict(rotation=30, ha="right") if max(len(str(one)) for one in ticks) > 8 else {}))
-    for axis in axes[:, 0]:
+    for axis in axes[::3]:
         axis.set_ylabel(ylabel)
-    handles = {name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)))
     return figure
 
@@ -190,11 +179,20 @@ def risk_curves(rows: pandas.DataFrame, title: str) -> Figure:
     return figure
 
 
+def _grid(count: int, columns: int, width: float, height: float, **options: object) -> tuple[Figure, Sequence[Axes]]:
+    """Panels in so many columns at most, each of a width and a height in inches."""
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **options)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return figure, axes.flat[:count]
+
+
 def _show(axis: Axes, picture: Tensor, style: dict, title: str = ""):
     axis.grid(False)
     axis.set(xticks=[], yticks=[], title=title)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    axis.spines[:].set_visible(False)
     picture = picture.detach().cpu().float().numpy()
     return axis.imshow(picture.transpose(1, 2, 0) if picture.ndim == 3 else picture, **style)
 

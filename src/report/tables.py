@@ -46,28 +46,24 @@ def summary(rows: pandas.DataFrame, by: Sequence[str], columns: Sequence[str], h
     groups = rows.groupby(list(by), sort=False)
     table = groups[list(columns)].agg(how)
     table["n"] = groups.size()
-    return _readable(table.reset_index())
-
-
-def _readable(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Names for a reader in place of keys."""
     names = {**NAMES, **TRAINING_SETS, **{key.replace("mnist", "digits"): f"digits, {title}"
                                           for key, title in TRAINING_SETS.items()}}
     shown = {"setting": "training set", "adjusted_average": "adjusted average",
              "erm_on_masked": "ERM on the masked training images", **COLUMNS}
-    return table.replace({column: names for column in ("setting", "method") if column in table}).rename(columns=shown)
+    table = table.reset_index().replace({column: names for column in ("setting", "method") if column in by})
+    return table.rename(columns=shown)
 
 
 def results(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Accuracy, mean ± std over seeds and orders: both test sets, the worst group, and the lowest run."""
     table = summary(rows, ("setting", "method"), ("raw", "malicious", "worst"))
-    table.insert(5, "lowest malicious", _lowest(rows, ("setting", "method")))
+    table.insert(5, "lowest malicious", _lowest(rows))
     return table
 
 
-def _lowest(rows: pandas.DataFrame, by: Sequence[str]) -> list[str]:
-    """The lowest accuracy on the malicious set in each group, and the run that it is of."""
-    found = rows.loc[rows.groupby(list(by), sort=False)["malicious"].idxmin()]
+def _lowest(rows: pandas.DataFrame) -> list[str]:
+    """The lowest accuracy on the malicious set of each setting and method, and the run that it is of."""
+    found = rows.loc[rows.groupby(["setting", "method"], sort=False)["malicious"].idxmin()]
     return [f"{100 * row.malicious:.1f} (seed {row.seed}{f', order {row.order}' if row.method != 'erm' else ''})"
             for row in found.itertuples()]
 
@@ -83,7 +79,7 @@ def spreads(rows: pandas.DataFrame) -> pandas.DataFrame:
     table = summary(rows, by, ("malicious",))
     table.insert(3, "std over seeds", [f"{100 * std:.1f}" for std in seeds.mean().groupby(level=by, sort=False).std()])
     table.insert(4, "std over orders", [f"{100 * std:.1f}" for std in within])
-    table.insert(5, "lowest", _lowest(rows, by))
+    table.insert(5, "lowest", _lowest(rows))
     return table
 
 
@@ -112,14 +108,10 @@ def demonstration(rows: pandas.DataFrame) -> pandas.DataFrame:
     rows = rows[rows["part"] == "test"]
     columns = {"turned": "turned", "turned_worst": "turned, worse class", "plain": "plain",
                "plain_worst": "plain, worse class"}
-
-    def line(name: str, shown: pandas.DataFrame) -> dict[str, str]:
-        return {"seed": name, "mark hidden": mean_std(shown["mark_hidden"])} | {
-            title: f"{mean_std(shown['before_' + column])} → {mean_std(shown['after_' + column])}"
-            for column, title in columns.items()}
-
-    lines = [line(str(seed), rows[rows["seed"] == seed]) for seed in rows["seed"]]
-    return pandas.DataFrame([*lines, line(f"mean ± std, n = {len(rows)}", rows)])
+    lines = [(str(seed), own) for seed, own in rows.groupby("seed")] + [(f"mean ± std, n = {len(rows)}", rows)]
+    return pandas.DataFrame([{"seed": name, "mark hidden": mean_std(shown["mark_hidden"]), **{
+        title: f"{mean_std(shown['before_' + column])} → {mean_std(shown['after_' + column])}"
+        for column, title in columns.items()}} for name, shown in lines])
 
 
 def selective(rows: pandas.DataFrame, coverages: Sequence[float], reported: dict[str, dict[float, float]]
