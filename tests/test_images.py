@@ -200,9 +200,8 @@ class Stream(torchs.IterableDataset, Items):
 
 @pytest.mark.parametrize(("data", "options", "word"), [
     ([], {}, "index"), (Stream((X, 0)), {}, "list"), (((X, 0) for _ in range(2)), {}, "list"),
-    (types.SimpleNamespace(dataset=NAMED, __len__=len, __getitem__=len), {}, "pass its dataset"),
-    (types.SimpleNamespace(train_dataloader=len), {}, r"pass its train_dataloader\(\)"),
-    (Items(train_ds=NAMED), {}, "its train_ds"), ({"train": [(X, 0)]}, {}, "got a dict .*one of them"),
+    (types.SimpleNamespace(dataset=NAMED, __len__=len, __getitem__=len), {}, "dls.train_ds"),
+    (Items(train_ds=NAMED), {}, r"train_dataloader\(\)"), ({"train": [(X, 0)]}, {}, "one of its values.* got a dict"),
     ("photos", {}, "load_folder"), (Path("photos"), {}, "load_folder"), ([X], {}, "item 0 .*got a Tensor"),
     (DataLoader([(X, 0)] * 6, sampler=torchs.SubsetRandomSampler([0, 3])), {}, "draws 2; pass a Subset"),
     (ConcatDataset([NAMED, Items((X, 0), classes=["fox", "cat"])]), {}, "same classes"),

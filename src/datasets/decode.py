@@ -113,7 +113,7 @@ def cached(paths: Sequence[Path], view: View, file: Path) -> Tensor:
     size = len(paths) * 3 * view.height * view.width  # bytes
     if not _is_whole(file, made_from, size):
         try:
-            with locked(file.with_name(f"{file.name}.json"), str(file)):  # which clears away what a kill leaves of that
+            with locked(file.with_name(f"{file.name}.json"), repr(str(file))):  # which clears what a kill left
                 if not _is_whole(file, made_from, size):  # another process may have built it
                     _build(file, paths, view, made_from)
         except OSError as error:

@@ -22,9 +22,8 @@ from .decode import View, cached, decoded, fit
 
 PARTS_OF_A_DATA_SET = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 NOT_OURS = ("__MACOSX", "@eaDir", "__pycache__", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information")
-Key = str | int | Callable[[object], object]  # where something is in an item of a data set
-INSIDE = {"train_ds": "train_ds", "dls": "dls.train_ds", "train_dataloader": "train_dataloader()", "dataset": "dataset",
-          "values": "values(), one of them"}  # where fastai, Lightning and dicts have a data set
+Key = str | int | Callable[[object], object] | None  # where something is in an item of a data set
+Floats = Sequence[float] | None  # one of each channel
 FEW_GROUPS = 8  # so many may be in a third entry, however few images there are
 
 
@@ -83,9 +82,8 @@ def load_folder(root: Path | str, side: int | tuple[int, int], classes: Sequence
     if cache:
         images = cached(paths, view, Path(cache).expanduser())
     else:
-        images = torch.empty(len(paths), 3, view.height, view.width, dtype=torch.uint8)
-        for i, pixels in enumerate(decoded(paths, view)):
-            images[i] = pixels
+        kind = numpy.dtype((numpy.uint8, (3, view.height, view.width)))
+        images = torch.from_numpy(numpy.fromiter(decoded(paths, view), kind, len(paths)))
     return Images(images, torch.tensor(labels), found)
 
 
@@ -96,8 +94,7 @@ def class_files(root: Path | str, classes: Sequence[str] | None = None) -> tuple
     if len(parts := [name for name in names if name.lower() in PARTS_OF_A_DATA_SET]) > 1 or parts == names != []:
         raise ValueError(f"expected {root} to have a folder for each class, got parts of a set: {', '.join(parts)}")
     if classes is None and all(name.isdecimal() for name in names) and names != sorted(names, key=int):
-        warnings.warn(f"{root}: classes are in the order of strings: {', '.join(names[:4])}, ...; pass classes= for "
-                      "another", stacklevel=3)
+        warnings.warn(f"{root}: classes in the order of strings: {', '.join(names[:4])}; see classes=", stacklevel=3)
     known = tuple(names) if classes is None else in_order(classes)
     if len(set(known)) < len(known) or not set(names) <= set(known):
         raise ValueError(f"expected {root} to have the classes {', '.join(known)}, each once, got {', '.join(names)}")
@@ -127,9 +124,8 @@ def _counts(name: str) -> bool:
 
 
 def load_dataset(data: Dataset | DataLoader | Sequence, side: int | tuple[int, int] | None = None,
-                 classes: Sequence[str] | None = None, *, image: Key | None = None, label: Key | None = None,
-                 group: Key | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
-                 ) -> Images:
+                 classes: Sequence[str] | None = None, *, image: Key = None, label: Key = None, group: Key = None,
+                 mean: Floats = None, std: Floats = None) -> Images:
     """Load a data set of (image, label) or (image, label, group), or of dicts with an image and a label.
 
     An image is a PIL image, a tensor (3, H, W) or an array (H, W, 3), of uint8 or of floats in [0, 1].
@@ -149,9 +145,9 @@ def load_dataset(data: Dataset | DataLoader | Sequence, side: int | tuple[int, i
     loader, data = data, data.dataset if isinstance(data, DataLoader) else data
     has_items = {"__len__", "__getitem__"} <= set(dir(type(data)))  # an object may only pass on what its type lacks
     if not has_items or isinstance(data, (str, Mapping, IterableDataset)) or hasattr(data, "train_ds"):
-        advice = [f"pass its {what}" for name, what in INSIDE.items() if hasattr(data, name)]
-        raise TypeError("expected a data set with a length and items by number, or list(...) of one without, got a "
-                        f"{type(data).__name__} {str(data)[:60]!r}; {[*advice, 'load_folder reads folders'][0]}")
+        raise TypeError("expected a data set with a length and items by number (of fastai dls.train_ds, of Lightning "
+                        "what train_dataloader() gives, of a dict one of its values, or list(...) of one without), got "
+                        f"a {type(data).__name__} {str(data)[:60]!r}; load_folder reads folders of images")
     if loader is not data:
         _check_loader(loader)
     names = own_classes(data, label) if classes is None else in_order(classes)
@@ -199,7 +195,7 @@ def _check_loader(loader: DataLoader) -> None:
                       f"{' and '.join(name for name in ignored if ignored[name])}", stacklevel=3)
 
 
-def _parts(item: object, image: Key | None, label: Key | None, group: Key | None) -> Sequence:
+def _parts(item: object, image: Key, label: Key, group: Key) -> Sequence:
     """Image, label and, if there is one, group of an item."""
     named = isinstance(item, Mapping)
     if not named and image is label is group is None:
@@ -207,15 +203,14 @@ def _parts(item: object, image: Key | None, label: Key | None, group: Key | None
             return item
         raise ValueError(f"expected (image, label), (image, label, group) or a dict, got a {type(item).__name__}; say "
                          "where they are with image=, label= and group=")
-    first, second = ("image", "label") if named else (0, 1)
-    keys = [first if image is None else image, second if label is None else label, group]
+    defaults = ("image", "label", None) if named else (0, 1, None)
+    keys = [default if key is None else key for key, default in zip((image, label, group), defaults, strict=True)]
     if absent := [key for key in keys if isinstance(key, str) and key not in item]:
-        raise ValueError(f"expected {' and '.join(absent)} among {', '.join(map(str, item))}; say where they are with "
-                         "image= and label=")
+        raise ValueError(f"expected {' and '.join(absent)} among {', '.join(map(str, item))}; see image= and label=")
     return [key(item) if callable(key) else item[key] for key in keys if key is not None]
 
 
-def _picture(given: object, mean: Sequence[float] | None, std: Sequence[float] | None) -> Image.Image | Tensor:
+def _picture(given: object, mean: Floats, std: Floats) -> Image.Image | Tensor:
     """A PIL image, or a tensor (3, H, W) with floats as they were before a normalisation."""
     if not isinstance(given, (Tensor, Image.Image, numpy.ndarray)) or (mean is None) != (std is None):
         raise TypeError("expected a PIL image, a tensor (3, H, W) or an array (H, W, 3), and mean and std together, "
@@ -234,11 +229,10 @@ def _whole(value: object, classes: tuple[str, ...]) -> int:
     if number.size == 1 and number.dtype.kind in "biuf" and number.item() % 1 == 0:
         return int(number.item())
     raise ValueError(f"expected a whole number as label or group, got {type(value).__name__} {repr(value)[:60]}; pass "
-                     "classes=, the names, or label= and group=, functions of an item: argmax of what is one-hot, one "
-                     "class of what is multi-hot")
+                     "classes=, the names, or label= and group=: the argmax of one-hot labels, one of multi-hot ones")
 
 
-def own_classes(data: object, label: Key | None = None) -> tuple[str, ...] | None:
+def own_classes(data: object, label: Key = None) -> tuple[str, ...] | None:
     """The class names that a data set of torchvision, fastai or Hugging Face, or a part or sum of them, has itself."""
     if isinstance(data, Subset):
         return own_classes(data.dataset, label)
