@@ -30,33 +30,31 @@ ERM = replace(DIGITS[0].erm, options={"class_mix_ratio": 0.25}, epochs=2, batch_
 SETTING = replace(DIGITS[0], erm=ERM, seeds=(0,), finetune=FineTune(iterations=2, accumulate=True))
 
 
-@pytest.mark.parametrize("mix", [
-    lambda here, there: here + there, lambda here, there: there.add_(here), lambda *both: torch.cat(both),
-    lambda here, there: torch.stack([here[0], there[0]]), lambda here, there: torch.where(here > 0, here, there),
-    lambda here, there: here.masked_fill(there > 0, 0), lambda here, there: here.index_select(0, torch.tensor([0])),
-    lambda here, there: there[here.long()], lambda here, there: here.index_put_((torch.tensor([0, 1, 2]),), there),
-    lambda here, _: torch.rand(3, device=here.device, generator=torch.Generator()),
-    lambda here, there: there[0].add_(here[0]), lambda here, _: nn.Linear(3, 2)(here)])
-def test_what_cuda_refuses_is_refused(mix):
-    with gpu() as device, pytest.raises(RuntimeError, match=r"same device|generator but found 'cpu'"):
-        mix(torch.ones(3, device=device.name), torch.ones(3))
+REFUSED = (  # of a, on the device, and b, which is not
+    lambda a, b: a + b, lambda a, b: b.add_(a), lambda a, b: torch.cat((a, b)), lambda a, b: torch.stack([a[0], b[0]]),
+    lambda a, b: torch.where(a > 0, a, b), lambda a, b: a.masked_fill(b > 0, 0), lambda a, b: nn.Linear(3, 2)(a),
+    lambda a, b: a.index_select(0, torch.tensor([0])), lambda a, b: b[a.long()], lambda a, b: b[0].add_(a[0]),
+    lambda a, b: a.index_put_((torch.tensor([0, 1, 2]),), b),
+    lambda a, _: torch.rand(3, device=a.device, generator=torch.Generator()))
+SYNCS = (Tensor.nonzero, Tensor.unique, lambda a: a.tolist(), lambda a: a[1:].cpu(), lambda a: a.sum().item(),
+         lambda a: bool(a.all()), lambda a: a[a > 0], lambda a: torch.zeros(3).copy_(a),
+         lambda a: torch.save(a, io.BytesIO()))
+UPLOADS = (lambda a: torch.zeros(3).to(a.device), lambda a: torch.tensor([1], device=a.device),
+           lambda a: a[torch.tensor([0])], lambda a: a.copy_(torch.zeros(3)))
 
 
-@pytest.mark.parametrize(("event", "jobs"), [
-    (["sync"], [lambda here: here.sum().item(), lambda here: bool(here.all()), lambda here: here[1:].cpu(),
-                lambda here: here.tolist(), Tensor.nonzero, Tensor.unique, lambda here: here[here > 0],
-                lambda here: torch.zeros(3).copy_(here), lambda here: torch.save(here, io.BytesIO())]),
-    (["upload"], [lambda here: torch.zeros(3).to(here.device), lambda here: torch.tensor([1], device=here.device),
-                  lambda here: here[torch.tensor([0])], lambda here: here.copy_(torch.zeros(3))]),
-    ([], [lambda here: torch.zeros(3, device=here.device) + here.to(here.device)[1] * torch.tensor(2)])],
-    ids=("sync", "upload", "nothing"))
-def test_each_wait_and_upload_is_noted(event, jobs):
-    for job in jobs:
-        with gpu() as device:
-            here = torch.ones(3, device=device.name)
-            device.events.clear()
-            job(here)
-            assert device.events == event
+def test_what_cuda_refuses_is_refused_and_each_wait_and_upload_noted():
+    with gpu() as device:
+        for job in REFUSED:
+            with pytest.raises(RuntimeError, match=r"same device|generator but found 'cpu'"):
+                job(torch.ones(3, device=device.name), torch.ones(3))
+        for events, jobs in ((["sync"], SYNCS), (["upload"], UPLOADS), ([], [
+                lambda a: torch.zeros(3, device=a.device) + a.to(a.device)[1] * torch.tensor(2)])):
+            for job in jobs:
+                here = torch.ones(3, device=device.name)
+                device.events.clear()
+                job(here)
+                assert device.events == events
 
 
 def both(job):
@@ -144,8 +142,11 @@ def test_runs_and_studies(setting, tmp_path, monkeypatch):
     assert results(tmp_path / "virtual") == results(tmp_path / "cpu")
 
 
-def test_a_classifier_of_ones_own(train):
+@pytest.mark.parametrize("kept", ["device", "host"])
+def test_a_classifier_of_ones_own(kept, train, monkeypatch):
     data = Images(train.images[:IMAGES], train.labels[:IMAGES], ("low", "high"), train.groups[:IMAGES])
+    if kept == "host":
+        monkeypatch.setattr("src.repair.room_for", lambda images, device: images.device)
 
     def job(device):
         torch.manual_seed(0)
