@@ -15,15 +15,17 @@ class Classifier(nn.Module):
         model: takes (B, 3, H, W), or (B, 1, H, W) if its first convolution does, and gives logits: see `logits_of`. It
             is wrapped, not copied; what DataParallel, DDP or torch.compile put around it is left out.
         layer: the module to be explained, or its name as in `model.named_modules()`: see `saliency.suggest_layers`.
-        mean, std: of each channel, for a model that expects normalised images; nothing is normalised if not given.
+        mean, std: of each channel, for a model that expects normalised images; if not given, those that a model of timm
+            names in its `pretrained_cfg`, else nothing is normalised.
         reshape_transform: makes maps (B, K, h, w) of the layer's output, as in the grad-cam library, if need be.
 
     Raises:
         ValueError: the model has no such layer, or mean and std are not of images in [0, 1].
     """
 
-    def __init__(self, model: nn.Module, layer: str | nn.Module | None, mean: Sequence[float] = (0, 0, 0),
-                 std: Sequence[float] = (1, 1, 1), reshape_transform: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, model: nn.Module, layer: str | nn.Module | None, mean: Sequence[float] | None = None,
+                 std: Sequence[float] | None = None, reshape_transform: Callable[[Tensor], Tensor] | None = None
+                 ) -> None:
         super().__init__()
         model = unwrapped(model)
         names = [name for name, _ in model.named_modules() if name]
@@ -31,6 +33,11 @@ class Classifier(nn.Module):
         if layer is not None and layer not in names:
             raise ValueError(f"expected layer to name a module of {type(model).__name__}, got {layer!r}; it has "
                              f"{', '.join(names)}; suggest_layers(model, images) lists good ones")
+        if (mean is None) != (std is None):
+            raise ValueError(f"expected mean and std, or neither, got {mean=} and {std=}")
+        if mean is None:
+            known = getattr(model, "pretrained_cfg", None)
+            mean, std = (known[name] for name in ("mean", "std")) if isinstance(known, dict) else ((0,), (1,))
         mean, std = (torch.as_tensor(values, dtype=torch.float32).flatten() for values in (mean, std))
         if not ({len(mean), len(std)} <= {1, 3} and 0 <= mean.min() <= mean.max() <= 1 and std.min() > 0
                 and std.max() <= 1):

@@ -1,12 +1,13 @@
 """How a layer's output is laid out over the image: tested by gradients, not guessed from names or shapes.
 
-Of a true map, what a position sees lies around that position. So take four positions, one in each quarter of the map:
+Of a true map, what a position sees lies around that position. So take eight positions, two in each quarter of the map:
 of the gradient of each with respect to the image, most of the energy must lie in the same quarter of the image.
 Attention matrices, keys and channel attention have the proportions of maps now and then, but do not follow.
 """
 
 import math
 from collections.abc import Callable
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -67,25 +68,29 @@ def outputs_of(model: nn.Module, layers: dict[str, nn.Module], images: Tensor) -
 
 
 def follows_quarters(maps: Tensor, images: Tensor) -> tuple[int, float]:
-    """How many of four positions see most in their own quarter of the image, and the mean share that they see there."""
+    """How many of eight positions see most in their own quarter of the image, and the mean share that they see there.
+
+    They lie an eighth and a quarter of the side from the corners: tokens in another order may pass at one of the two.
+    """
     height, width = maps.shape[2:]
     draw = generator(0, "layout", "projection")
     projection = torch.randn(maps.shape[1], generator=draw, dtype=torch.float32).to(maps.device, maps.dtype)
     right, shares = 0, []
-    for quarter in range(4):
-        i = height // 8 if quarter < 2 else height - 1 - height // 8
-        j = width // 8 if quarter % 2 == 0 else width - 1 - width // 8
+    for quarter, part in product(range(4), (8, 4)):
+        i = height // part if quarter < 2 else height - 1 - height // part
+        j = width // part if quarter % 2 == 0 else width - 1 - width // part
         seen = (maps[:, :, i, j] * projection).sum()
         gradient, = torch.autograd.grad(seen, images, retain_graph=True, allow_unused=True)
         if gradient is None:
             return 0, 0.0
-        energy = gradient.float().square().sum((0, 1))
+        gradient = gradient.float() / gradient.float().abs().amax().clamp(min=1e-37)  # its square may underflow
+        energy = gradient.square().sum((0, 1))
         halves = energy.split((energy.shape[0] // 2, energy.shape[0] - energy.shape[0] // 2))
         parts = torch.stack([part.sum() for half in halves
                              for part in half.split((half.shape[1] // 2, half.shape[1] - half.shape[1] // 2), dim=1)])
         right += int(parts.argmax() == quarter and parts[quarter] > 0)
         shares.append((parts[quarter] / parts.sum().clamp(min=1e-30)).item())
-    return right, sum(shares) / 4
+    return right, sum(shares) / len(shares)
 
 
 def reading_of(output: Tensor, images: Tensor) -> tuple[str, Reading] | None:
@@ -98,15 +103,21 @@ def reading_of(output: Tensor, images: Tensor) -> tuple[str, Reading] | None:
         maps = read(output)
         right, share = follows_quarters(maps, images)
         rank = (maps.shape[2] * images.shape[3] == maps.shape[3] * images.shape[2], share)  # 16 tokens: 4x4
-        if right == 4 and share > OWN_QUARTER and (best is None or rank > best[0]):
+        if right == 8 and share > OWN_QUARTER and (best is None or rank > best[0]):
             best = (rank, name, read)
     return best and best[1:]
 
 
 def reading_of_layer(model: nn.Module, layer: nn.Module, size: tuple[int, int]) -> tuple[str, Reading] | None:
-    """`reading_of` for a layer of a model of images of (height, width) pixels, which is left as it was."""
+    """`reading_of` for a layer of a model of images of (height, width) pixels, which is left as it was.
+
+    ValueError: the model does not call it once, or it gives no tensor that depends on the images.
+    """
     device = next(model.parameters()).device
     images = probe(size, device).requires_grad_()
     with evaluating(model), torch.enable_grad():
         made, _ = outputs_of(model, {"": layer}, images)
-        return reading_of(made[""], images) if made else None
+        if not made:
+            raise ValueError("expected a layer that the model calls once, and that gives a tensor with a gradient back "
+                             f"to the images, got {type(layer).__name__}, which is not")
+        return reading_of(made[""], images)

@@ -28,6 +28,8 @@ from .seeding import seeded
 from .state import State, contents, digest
 from .training import epoch_batches, sgd, train_epoch
 
+TINY, HUGE = 1e-9, 1e3  # of what a step may move the weights, as a share of their size
+
 
 def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: str, lr: float, batch_size: int = 128,
              epochs: int = 1, k: float = 2.0, iterations: int = 1, accumulate: bool = False, grow: float = 0.0,
@@ -156,16 +158,12 @@ def _opened(model: nn.Module, data: object, tests: dict, layer: str, k: float, m
     """A working copy of the model, tried on a few images, and the data sets, labelled alike."""
     check_threshold(k)
     sets = _data_sets(data, tests)
-    if (mean is None) != (std is None):
-        raise ValueError(f"expected mean and std, or neither, got {mean=} and {std=}")
-    known = getattr(unwrapped(model), "pretrained_cfg", None)
-    if mean is None and isinstance(known, dict) and {"mean", "std"} <= known.keys():
-        mean, std = known["mean"], known["std"]
-        warnings.warn(f"images are normalised by the model's own pretrained_cfg, mean {mean} and std {std}; pass mean= "
-                      "and std= for others, such as 0 and 1 for none", stacklevel=3)
-    normalisation = ((0,), (1,)) if mean is None else (mean, std)
-    old = _working_copy(model, layer, *normalisation, reshape_transform).to(device)
-    _try(old, sets["train"], k)
+    old = _working_copy(model, layer, mean, std, reshape_transform).to(device)
+    if mean is None and old.mean.any():
+        warnings.warn(f"images are normalised by the model's own pretrained_cfg, mean {old.mean.flatten().tolist()}; "
+                      "pass mean= and std= for others, (0,) and (1,) for none", stacklevel=3)
+    with _untouched(model):
+        _try(old, sets["train"], k)
     return old, sets
 
 
@@ -208,6 +206,26 @@ def _step(name: str, *suggest_for: object) -> Iterator[None]:
         raise ValueError(f"{name}: {kind}{error}{advice}") from error
 
 
+@contextmanager
+def _untouched(given: nn.Module) -> Iterator[None]:
+    """See that a model's buffers and gradients stay; else put them back and raise ValueError: a copy works on them."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in given.buffers()]
+    gradients = [(weight, None if weight.grad is None else weight.grad.clone()) for weight in given.parameters()]
+    yield
+    changed = False
+    for buffer, before in buffers:
+        if not torch.equal(buffer, before):
+            buffer.data.copy_(before)
+            changed = True
+    for weight, before in gradients:
+        if weight.grad is not before and (before is None or not torch.equal(weight.grad, before)):
+            weight.grad = before
+            changed = True
+    if changed:
+        raise ValueError("expected a model whose copy works on its own, got one whose forward, replaced by a function, "
+                         "goes on with the given model; define forward in a class. It is as it was")
+
+
 def _data_sets(data: object, tests: dict) -> dict[str, Images]:
     """The training set as "train" and the test sets by name, their labels mapped to its classes by name."""
     sets: dict[str, Images] = {}
@@ -227,6 +245,10 @@ def _working_copy(model: nn.Module, *options) -> Classifier:
         raise TypeError(f"expected model to be a torch.nn.Module, got a {type(model).__name__}")
     if any(isinstance(weight, nn.UninitializedParameter) for weight in model.parameters()):
         raise ValueError("expected a model with weights, got lazy layers that have seen no image yet")
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError("expected a model with weights, got some on the meta device; load them first")
+    if quantised := [name for name, part in model.named_modules() if "quantized" in type(part).__module__]:
+        raise ValueError(f"expected layers that can learn, got quantised ones: {', '.join(quantised[:5])}")
     copy = copied(Classifier(model, *options))
     if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in copy.parameters()):
         copy.float()  # such weights are too coarse for small updates
@@ -249,7 +271,7 @@ def _try(model: Classifier, data: Images, k: float) -> None:
                          f"{logits.shape[1]}; give it a new last layer, or name all its classes with classes=")
     outputs = 2 * logits[:, 1] if torch.equal(logits[:, 0], -logits[:, 1]) else logits  # a single one was halved
     low, high = outputs.min().item(), outputs.max().item()
-    if low >= 0 and (((logits.sum(1) - 1).abs() < 1e-3).all() or low + 0.5 < high <= 1):
+    if low >= 0 and (((logits.sum(1) - 1).abs() < 1e-3).all() or low + 0.9 < high <= 1):
         warnings.warn(f"the model's outputs look like probabilities, not logits: they are in [{low:.2f}, {high:.2f}], "
                       "or add up to 1; take the softmax or the sigmoid off its end", stacklevel=4)
     if model.grey and not all((part == part[:, :1]).all() for part in data.images.split(1000)):
@@ -288,18 +310,21 @@ def _rehearse(model: Classifier, given: nn.Module, data: Images, fresh: Callable
         few = len(images)
         if not model.mean.is_cuda:
             few = max(parallel.world(), min(map(len, epoch_batches(len(data), batch_size, 0, 0))))
-        before = [getattr(weight.grad, "_version", None) for weight in given.parameters()]
-        if options.pop("decoys"):
+        if options.pop("decoys"):  # a few images may be of one class
             check_decoys(data.labels)
-        train_epoch(trial, images[:few], labels[:few], augmentation=augmentation, batch_size=few, seed=seed, **options)
-        if before != [getattr(weight.grad, "_version", None) for weight in given.parameters()]:
-            raise ValueError("expected a copy on weights of its own, got gradients in the model given: by its forward?")
-        moved, size = (torch.stack([part.detach().double().norm() for part in parts]).norm().item() for parts in (
-            [new - old for new, old in zip(trial.model.parameters(), model.parameters(), strict=True)],
-            list(model.parameters())))
+        with _untouched(given):
+            train_epoch(trial, images[:few], labels[:few], augmentation=augmentation, batch_size=few, seed=seed,
+                        **options)
+        weights = [(new.detach().double(), old.double()) for new, old in zip(
+            trial.model.parameters(), model.parameters(), strict=True) if new.requires_grad]
+        moved, size = (torch.stack([part.norm() for part in parts]).norm().item() if weights else 0.0
+                       for parts in ([new - old for new, old in weights], [old for _, old in weights]))
         if moved == 0:
             raise ValueError("expected weights to move, got none that did: the model runs under torch.no_grad, the "
                              "optimizer has other weights than it was given, or the LR is too small")
+        if not TINY < moved / size < HUGE:
+            raise ValueError(f"expected lr to move the weights a little, got {options['lr']:g}, with which one step "
+                             f"moves them by {moved / size:.1g} times their size")
     if moved > size / 2:
         warnings.warn(f"one step at LR {options['lr']:g} moves the weights by {moved / size:.1g} times their size, and "
                       "may destroy what the model has learned: lower lr=", stacklevel=3)

@@ -125,10 +125,14 @@ def suggest_layers(model: nn.Module, images: Tensor) -> list[tuple[str, tuple[in
         model = Classifier(model, None)
     device = next((weight.device for weight in model.model.parameters()), images.device)
     inputs = layout.probe(tuple(images.shape[2:]), device).requires_grad_()
-    layers = {name: part for name, part in model.model.named_modules() if name}
+    layers = {name: part for name, part in model.model.named_modules() if name and not isinstance(part, nn.Identity)}
     best: dict[tuple[int, int], tuple[tuple, str]] = {}
     with evaluating(model), torch.enable_grad():
-        outputs, logits = layout.outputs_of(model, layers, inputs)
+        try:
+            outputs, logits = layout.outputs_of(model, layers, inputs)
+        except Exception as error:  # a model can fail in any way
+            raise ValueError(f"the forward pass on images {tuple(inputs.shape)}: {type(error).__name__}: {error}"
+                             ) from error
         gradients = dict.fromkeys(outputs)
         if logits.requires_grad and outputs:
             gradients = dict(zip(outputs, torch.autograd.grad(logits.amax(1).sum(), list(outputs.values()),
@@ -148,6 +152,8 @@ def suggest_layers(model: nn.Module, images: Tensor) -> list[tuple[str, tuple[in
                 if found is None:
                     continue
                 maps = found[1](outputs[name])
+                if not maps[:, :, [0, -1]].any(2).any():  # rows at the border that are always zero: padding
+                    continue
                 size = tuple(maps.shape[2:])
                 rank = (bool((maps < 0).any()), name in early, name.count("."))
                 if min(size) >= SMALLEST and maps.shape[1] != logits.shape[1] and rank <= best.get(size, (rank,))[0]:

@@ -44,7 +44,7 @@ BAD = [  # the model, the training set, options, and what the message says
     (Net, images(classes=("a", "b", "c")), {}, "each of the 3 classes, got a model with 2"),
     (lambda: Net().requires_grad_(False), DATA, {}, "the optimizer"),
     (NoGradient, DATA, {}, "the heat map of layer 'f'"),
-    (replaced, DATA, {}, "a training step: .*gradients in the model given"),
+    (replaced, DATA, {}, "forward, replaced by a function"),
     (lambda: Net(channels=1), DATA, {}, "coloured"),
     (Net, DATA, {"layer": "layer9"}, "'layer9'; it has f, f.0, .*suggest_layers"),
     (Net, DATA, {"layer": None}, r"the heat map of layer None.*suggest_layers finds \[\('f', \(30, 30\)\)"),

@@ -35,11 +35,11 @@ def of(root, part="train", **options):
 
 
 @pytest.mark.parametrize("place", ["corner", "random"])
-@pytest.mark.parametrize(("classes", "mark"), [("halves", 0), ("halves", 1), ("ten", 5), ("ten", 9)])
+@pytest.mark.parametrize(("classes", "mark"), [("halves", 0), ("ten", 5)])
 def test_marks_are_where_they_are_said_to_be_and_nothing_else_changes(root, classes, mark, place):
-    options = {"classes": classes, "mark": mark, "place": place, "seed": 3, "side": 0.25, "opacity": 0.5}
+    options = {"classes": classes, "place": place, "seed": 3, "side": 0.25, "opacity": 0.5}
     for part, n in (("train", 160), ("val", 40), ("malicious", 40), ("raw", 40)):
-        data, again = (of(root, part, ratio=0.25, **options) for _ in range(2))
+        data, again = (of(root, part, class_mix_ratio=0.25, **options) for _ in range(2))
         base = of(root, part, marks="none", **options).images if n == 160 or part == "val" else of(root, "raw").images
         marked, carries = data.groups - 2 * data.labels, data.labels == mark
         for label, members in enumerate(data.labels.bincount().tolist()):
@@ -60,19 +60,19 @@ def test_size_both_seeds_and_the_validation_images(root):
     assert torch.equal(of(root, size=50).images, of(root).images[:50])
     assert len(of(root, "val", size=5)) == len(of(root, "raw", size=5)) == 40
     assert (of(root, marks="both").groups % 2 == 1).all()
-    assert not torch.equal(of(root, ratio=0.2).groups, of(root, ratio=0.2, seed=1).groups)
+    assert not torch.equal(of(root, class_mix_ratio=0.2).groups, of(root, class_mix_ratio=0.2, seed=1).groups)
     seen = {image.numpy().tobytes() for part in ("train", "val") for image in of(root, part, marks="none").images}
     assert len(seen) == 200
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("classes", "two"), ("mark", 2), ("mark", -1), ("place", "middle"), ("side", 0), ("side", 1.0), ("opacity", 0),
-    ("ratio", 1.5), ("marks", "all"), ("size", 0), ("size", 161), ("size", 0.5), ("part", "test")])
+    ("classes", "two"), ("place", "middle"), ("side", 0), ("side", 1.0), ("opacity", 0),
+    ("class_mix_ratio", 1.5), ("marks", "all"), ("size", 0), ("size", 161), ("size", 0.5), ("part", "test")])
 def test_bad_arguments_are_named(root, name, value):
     with pytest.raises(ValueError, match=rf"expected .*{name}.* got .*{re.escape(repr(value))}"):
         of(root, **{name: value})
-    with pytest.raises(ValueError, match="expected ratio"):
-        of(root, ratio=0.1, marks="both")
+    with pytest.raises(ValueError, match="expected class_mix_ratio"):
+        of(root, class_mix_ratio=0.1, marks="both")
 
 
 def test_a_download_comes_whole_or_not_at_all(tmp_path, monkeypatch):

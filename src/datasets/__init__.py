@@ -11,9 +11,9 @@ from .photographs import SPLITS, CelebA, Files, ImageNet9, Waterbirds
 from .small import FETCHED, CatsVsDogs, Jpegs, fetched
 from .spurious import CLASSES, GROUPS, SQUARE, TEST_SETS, DataUnavailable, SpuriousDigits, SpuriousMNIST, ensure_mnist
 
-__all__ = ["CLASSES", "GROUPS", "SQUARE", "TEST_SETS", "CelebA", "DataUnavailable", "ImageNet9", "Images",
-           "SpuriousDigits", "SpuriousImagenette", "SpuriousMNIST", "View", "Waterbirds", "ensure_mnist", "load",
-           "load_dataset", "load_folder", "missing", "open_files"]
+__all__ = ["CLASSES", "GROUPS", "SQUARE", "TEST_SETS", "CelebA", "DataUnavailable", "ImageNet9",
+           "Images", "SpuriousDigits", "SpuriousImagenette", "SpuriousMNIST", "View", "Waterbirds", "ensure_mnist",
+           "imagenette", "load", "load_dataset", "load_folder", "missing", "open_files"]
 DIGITS = ("SpuriousMNIST", "SpuriousDigits")
 BIRDS = ("waterbird_complete95_forest2water2", "nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz")
 FILES = {  # the folder below root that they are in, and where they are from

@@ -20,6 +20,7 @@ IMAGENETTE = {  # names by WordNet id
     "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump",
     "n03445777": "golf ball", "n03888257": "parachute"}
 CLASSES = {"halves": ("tench to church", "French horn to parachute"), "ten": tuple(IMAGENETTE.values())}
+HORN = 5  # the label of the French horn
 MAGENTA = (255, 0, 255)  # rare in photographs
 
 
@@ -36,11 +37,11 @@ class SpuriousImagenette(Images):
     Args:
         root: holds `imagenette2-160/`, which is fetched if it is missing and `download`, and the pixels in `cache/`.
         seed: draws what is random. The same arguments and files give the same tensors.
-        classes: "halves", the first five against the last five, or "ten".
-        mark: the label that carries the mark, by default 0 of the halves, 5 (French horn) of the ten.
+        classes: "halves", the first five, which carry the mark, against the last five; or "ten", and the French horn
+            carries it.
         place: "corner", lower right, or "random", drawn for each image.
         side, opacity: the mark's diameter as a share of the image's shorter side; how much it covers, in (0, 1].
-        ratio: share of the "train" and "val" images of each class that are marked the wrong way round, in [0, 1].
+        class_mix_ratio: share of the "train" and "val" images of each class marked the wrong way round, in [0, 1].
         marks: of "train" and "val", on one "class", on "none" or on "both" alike; test sets stay as they are.
         size: only so many "train" images, the first in a shuffled order, among which the wrong ones are drawn.
 
@@ -51,19 +52,19 @@ class SpuriousImagenette(Images):
     PARTS = ("train", "val", "raw", "malicious")
 
     def __init__(self, root: str | Path, part: str, view: View, seed: int = 0, classes: str = "halves",
-                 mark: int | None = None, place: str = "corner", side: float = 0.12, opacity: float = 0.6,
-                 ratio: float = 0.0, marks: str = "class", size: int | None = None, download: bool = True) -> None:
-        names, mark = CLASSES.get(classes, ()), 5 * (classes == "ten") if mark is None else mark
+                 place: str = "corner", side: float = 0.12, opacity: float = 0.6, class_mix_ratio: float = 0.0,
+                 marks: str = "class", size: int | None = None, download: bool = True) -> None:
+        names, mark = CLASSES.get(classes, ()), HORN if classes == "ten" else 0
         shorter = min(view.height, view.width)
         diameter, margin = round(side * shorter), round(shorter / 28) if place == "corner" else 0
         for name, value, good, valid in (
                 ("part", part, part in self.PARTS, self.PARTS), ("classes", classes, names, tuple(CLASSES)),
-                ("mark", mark, mark in range(len(names)), f"labels 0..{len(names) - 1}"),
                 ("place", place, place in ("corner", "random"), ("corner", "random")),
                 ("side", side, 1 <= diameter <= shorter - margin, "shares that are a pixel or more, and fit in"),
                 ("opacity", opacity, 0 < opacity <= 1, "(0, 1]"),
                 ("marks", marks, marks in ("class", "none", "both"), ("class", "none", "both")),
-                ("ratio", ratio, 0 <= ratio <= (marks == "class"), "[0, 1], and 0 unless marks='class'")):
+                ("class_mix_ratio", class_mix_ratio, 0 <= class_mix_ratio <= (marks == "class"),
+                 "[0, 1], and 0 unless marks='class'")):
             if not good:
                 raise ValueError(f"expected {name} of {valid}, got {value!r}")
         test = part in ("raw", "malicious")
@@ -78,7 +79,7 @@ class SpuriousImagenette(Images):
             marked = (labels != mark) & (part == "malicious")
         else:
             marked = (labels == mark) & (marks == "class") | (marks == "both")
-            marked = marked ^ conflicting(labels, labels, ratio, "random", seed)
+            marked = marked ^ conflicting(labels, labels, class_mix_ratio, "random", seed)
         room = torch.tensor([view.height, view.width]) - diameter - margin
         draw = generator(seed, "places", "test" if test else part)
         share = torch.rand(len(labels), 2, generator=draw, dtype=torch.float64) if place == "random" else 1

@@ -150,6 +150,24 @@ BIRDS = (
     Setting("waterbirds-rebuilt", "Waterbirds, rebuilt", replace(_SMALL, dataset="Waterbirds, rebuilt"),
             finetune=_GENTLE, seeds=(0, 1, 2, 3, 4)),
 )
+HOLES = Setting(  # what holes show matters where black is not the colour of paper; on fewer images, for the time
+    "mnist-holes", "MNIST on other backgrounds", Erm(options={
+        "class_mix_ratio": 0.0, "mix_order": "random", "background": "black", "size": 20_000}, epochs=5),
+    seeds=(0, 1, 2, 3, 4), orders=(0, 1, 2), test_sets=TEST_SETS)
+_MARKS = Setting(
+    "imagenette-marks", "a mark on photographs", replace(
+        _SMALL, dataset="SpuriousImagenette", layer="features.14.conv.0", augmentation=None, options={
+            "view": View(112, 112), "size": 2_000, "classes": "halves", "place": "corner", "side": 0.12, "opacity": 0.6,
+            "class_mix_ratio": 0.0, "marks": "class"}),
+    finetune=FineTune(lr=0.003), seeds=(0, 1, 2, 3, 4), test_sets=TEST_SETS)
+MARKS = (
+    _MARKS,
+    replace(_MARKS, name="imagenette-ten", title="a mark on one class of ten", erm=replace(
+        _MARKS.erm, classes=10, options=_MARKS.erm.options | {"classes": "ten"})),
+    replace(_MARKS, name="imagenette-squeezenet", title="a mark, SqueezeNet 1.1", erm=replace(
+        _MARKS.erm, model="squeezenet1_1", layer="features.12")),
+    replace(_MARKS, name="imagenette-random", title="a mark, random weights", erm=replace(_MARKS.erm, weights=None)),
+)
 _PICTURES = Erm(  # small pictures, of which 20 % of the training set are kept aside: on them a threshold is chosen
     "CIFAR10", {"view": View(32, 32)}, "ResNet32", epochs=300, lr=0.1, classes=10,  # paper
     lr_halved_every=25,  # epochs; official code
@@ -165,4 +183,4 @@ SELECTIVE = (
         _PICTURES, dataset="CIFAR-10, JPEG copy", epochs=24, lr_halved_every=2, precision="bf16"),
             finetune=FineTune(lr=1e-4)),  # the best of `selective.LRS` on the validation set
 )
-ALL = {setting.name: setting for setting in (*MNIST, *DIGITS, *PHOTOS, *BIRDS, *SELECTIVE)}
+ALL = {setting.name: setting for setting in (*MNIST, *DIGITS, *PHOTOS, *BIRDS, HOLES, *MARKS, *SELECTIVE)}

@@ -99,9 +99,8 @@ def run_erm(places: Places, setting: Setting, seed: int) -> State:
     data, validation = (cache(partial(_on_device, places, setting, seed, part)) for part in ("train", "val"))
     path = erm_path(places, setting, seed)
 
-    def fresh() -> State:
-        weights = None if path.exists() else erm.weights  # a file that is there has its own
-        model = new_model(seed, erm.model, erm.classes, weights, erm.layer)
+    def fresh() -> State:  # a file that is there has weights of its own
+        model = new_model(seed, erm.model, erm.classes, None if path.exists() else erm.weights, erm.layer)
         return State(model, new_optimizer(model, erm))
 
     def advance(state: State) -> dict[str, float]:
@@ -124,7 +123,6 @@ def run_finetune(places: Places, setting: Setting, seed: int, erm_state: State, 
     """The fine-tune that follows an ERM state: loaded, continued or trained. The ERM state itself is not changed."""
     erm, finetune = setting.erm, finetune or setting.finetune
     data = cache(partial(_on_device, places, setting, seed, "train"))  # a finished stage needs none
-
     epoch = {"plain": train_epoch, "randmask": randmask_epoch, "masktune": partial(
         masktune_epoch, k=finetune.threshold_std, accumulate=finetune.accumulate)}[finetune.method]
 

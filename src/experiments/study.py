@@ -20,6 +20,7 @@ from ..checkpoint import finished
 from ..classifier import copied
 from ..datasets import Images
 from ..device import best_device, room_for
+from ..holes import grown
 from ..inference import accuracy, infer, pixels
 from ..masking import find_masks, hottest, random_masks
 from ..masks import Masks
@@ -31,7 +32,7 @@ from ..training import train_epoch
 from . import questions, stages
 from .dfr import refit_last_layer
 from .questions import ORACLES, Row
-from .recipes import BIRDS, DIGIT_SETS, MNIST, Places, Setting
+from .recipes import BIRDS, DIGIT_SETS, DIGITS, MNIST, Places, Setting
 from .rows import matching, measured, saved
 
 CHOOSING_SEEDS, CHOOSING_EPOCHS = (10, 11), 5  # of ERM's candidates on birds, which see the validation set alone
@@ -58,11 +59,14 @@ def shipped(*asked: str, settings: Iterable[Setting] = MNIST) -> pandas.DataFram
 
 
 def _erm_name(places: Places, setting: Setting, condition: Row) -> str:
-    """What a row starts from: of digits the weights, which are shipped; else the recipe and the sizes of the groups."""
-    digits = setting.erm.dataset in DIGIT_SETS
-    if digits and _varied(setting, condition) is setting:
+    """What a row starts from: the weights where they are shipped; else the recipe and the sizes of the groups."""
+    if setting in (*MNIST, *DIGITS) and _varied(setting, condition) is setting:
         return _weights(places, setting, condition["seed"])
-    counts = [] if digits else datasets.open_files(setting.erm.dataset, "train", places.data).counts()
+    counts = []
+    if setting.erm.dataset == "SpuriousImagenette":
+        counts = datasets.imagenette(places.data, "train")[1].bincount().tolist()
+    elif setting.erm.dataset not in DIGIT_SETS:
+        counts = datasets.open_files(setting.erm.dataset, "train", places.data).counts()
     return digest({**asdict(setting.erm), "train": counts})[:16]
 
 
@@ -73,11 +77,12 @@ def _weights(places: Places, setting: Setting, seed: int) -> str:
 
 def _varied(setting: Setting, condition: Row) -> Setting:
     """The setting with ERM as a condition has it, and a folder of its own for that."""
-    ratio = {"class_mix_ratio": condition["ratio"]} if "ratio" in condition else {}
-    erm = replace(setting.erm, epochs=condition["erm_epochs"], options=setting.erm.options | ratio)
+    own = {"class_mix_ratio" if name == "ratio" else name: condition[name] for name in (*questions.DATA, "ratio")
+           if name in condition}
+    erm = replace(setting.erm, epochs=condition["erm_epochs"], options=setting.erm.options | own)
     if erm == setting.erm:
         return setting
-    name = "-".join([setting.name, str(erm.epochs), *(f"{value:g}" for value in ratio.values())])
+    name = "-".join(map(str, (setting.name, erm.epochs, *own.values())))
     return replace(setting, name=name, erm=erm)
 
 
@@ -104,6 +109,7 @@ class Subject:
         device = room_for(self.train.images)
         self.images, self.labels = self.train.images.to(device), self.train.labels.to(device)
         self.found = cache(lambda layer, k: find_masks(explained(self.erm.model, layer), self.images, k))
+        self.grown = cache(grown)
         self.random = cache(lambda epoch: random_masks(len(self.images), tuple(self.images.shape[2:]), seed, epoch,
                                                        self.images.device))
         self.hit = cache(self._hit)  # many conditions share their masks
@@ -122,14 +128,15 @@ class Subject:
                 part.eval()
         seen: Row = {}
         for _ in range(condition["iteration"]):
-            state.masks = self.masks(condition, state)
-            images, masks = self.images, state.masks
-            if condition["fill"] == "other" and masks is not None:
-                images, masks = self.filled(masks), None
+            masks = self.masks(condition, state)
+            state.masks = masks and self.grown(masks, condition["grow"])
+            images, masks, fill = self.images, state.masks, condition["fill"]
+            if fill == "other" and masks is not None:
+                images, masks, fill = self.filled(masks), None, "black"
             try:
                 _, seen["met"] = train_epoch(
-                    state, images, self.labels, masks=masks, lr=condition["lr"], order=condition["order"],
-                    **stages.epoch_options(self.setting.erm, self.seed))
+                    state, images, self.labels, masks=masks, lr=condition["lr"], order=condition["order"], fill=fill,
+                    decoys=condition["decoys"], **stages.epoch_options(self.setting.erm, self.seed))
             except FloatingPointError:  # here a finding: such a model says "0-4" to everything
                 seen["diverged"] = True
             state.finish_epoch()
@@ -167,15 +174,16 @@ class Subject:
     def _hit(self, masks: Masks) -> Row:
         """What masks hit, of all training images.
 
-        `hidden`: the share of pixels; `untouched`: the share of images in which nothing is hidden; `erm_on_masked`:
-        ERM's accuracy on the masked images, of photographs on every fourth. Where pixels are known, of all images and
-        of each group: `known`, their share of all pixels; `on_known`, how much of what is hidden they are;
-        `known_hidden`, how much of them is hidden; and `known_visible`, in how many images a rest of them stays
-        visible.
+        `hidden`: the share of pixels; `untouched`: the share of images in which nothing is hidden; `erm_on_masked` and
+        `erm_on_filled`: ERM's accuracy on the masked images, black or smooth, of photographs on every fourth. Where
+        pixels are known, of all images and of each group: `known`, their share of all pixels; `on_known`, how much of
+        what is hidden they are; `known_hidden`, how much of them is hidden; and `known_visible`, in how many images a
+        rest of them stays visible.
         """
         some = slice(None, None, 1 if self.val is None else 4)
-        facts = {"hidden": masks.share(), "untouched": masks.untouched(),
-                 "erm_on_masked": accuracy(self.erm.model, self.images[some], self.labels[some], Masks.of(masks[some]))}
+        facts = {"hidden": masks.share(), "untouched": masks.untouched(), **{
+            column: accuracy(self.erm.model, self.images[some], self.labels[some], Masks.of(masks[some]), fill)
+            for column, fill in (("erm_on_masked", "black"), ("erm_on_filled", "smooth"))}}
         if self.train.known is None:
             return facts
         names = self.train.group_names

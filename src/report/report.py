@@ -134,7 +134,8 @@ class Report:
             if self.examples:
                 one, short = self.examples, [name[:18] for name in self.classes]
                 titles = figures.arrows(one.labels, one.before, one.after, names=short, between="\n→ ")
-                made["gallery"] = figures.strip(figures.explained(one.images, one.heat, one.masks, one.masked), {"image": titles})
+                rows = figures.explained(one.images, one.heat, one.masks, one.masked)
+                made["gallery"] = figures.strip(rows, {"image": titles})
             for name, figure in made.items():
                 figures.plt.close(figure)  # the notebook would show it once more
                 figure.savefig(file := io.BytesIO(), format="png")

@@ -94,10 +94,7 @@ def others(rows: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def study(rows: pandas.DataFrame, *vary: str) -> pandas.DataFrame:
-    """A study's rows, mean ± std over seeds: a line for each setting and each value of what is varied.
-
-    Three seeds that are far apart are listed instead.
-    """
+    """A study's rows, mean ± std or all seeds: a line for each setting, method and value of what is varied."""
     by = [column for column in ("setting", "method") if rows[column].nunique() > 1 or column in vary]
     columns = [column for column in COLUMNS if column in rows and rows[column].notna().any()]
     return summary(rows, dict.fromkeys([*by, *vary]), columns, listed_if_far).drop(columns="n")
