@@ -66,7 +66,6 @@ MODELS = {  # model, pixels, the layer suggested first, the side of its map, the
     "vit": (vit, 64, "encoder.layers.encoder_layer_1", 4, tokens(1)),
     "swin": (swin, 64, "permute", 4, None),
     "maxvit": (maxvit, 64, "blocks.1", 8, None),
-    "timm resnet10t": (tm("resnet10t"), 64, "layer3", 4, None),
     "timm tinynet_e": (tm("tinynet_e"), 64, "blocks.3", 4, None),
     "timm convnext_atto": (tm("convnext_atto"), 64, "stages.2", 4, None),
     "timm vit": (tm("vit_tiny_patch16_224", img_size=64, depth=3), 64, "blocks.1", 4, tokens(1)),
