@@ -22,11 +22,9 @@ def prose():
     return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def in_the_repository():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(REPOSITORY)
-        yield
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
 
 
 def of(rows, column="malicious", **condition):

@@ -59,11 +59,10 @@ def test_rows_of_the_same_masks_agree_on_what_these_hit(rows):
 def test_shipped_weights_give_the_rows(setting, rows):
     """The stage that the notebook loads and the row of the same condition are two runs of one code."""
     tests = stages.load_tests(Places(), setting)
-    base = {**questions.base(setting)}
     for run in stages.run_all((setting,), seeds=(0, 4)):
         for state, method in ((run.erm, "erm"), (run.finetuned, "masktune")):
             own = rows[(rows["seed"] == run.seed) & (rows["erm"] == run.erm.digest()[:16])]
-            for key, value in {**base, "method": method}.items():
+            for key, value in {**questions.base(setting), "method": method}.items():
                 own = own[own[key] == value]
             row, = own.to_dict("records")
             for name, guesses in stages.predict([state], tests).items():
