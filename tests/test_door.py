@@ -50,6 +50,7 @@ BAD = [  # the model, the training set, options, and what the message says
     (Net, DATA, {"layer": None}, r"the heat map of layer None.*suggest_layers finds \[\('f', \(30, 30\)\)"),
     (Net, DATA, {"layer": "head"}, r"the heat map of layer 'head'.*suggest_layers finds \[\('f', \(30, 30\)\)"),
     (lambda: torchvision.models.resnet18(num_classes=2), DATA, {"layer": "layer4"}, r"'layer4'.*finds \[\('layer2"),
+    (lambda: torchvision.models.resnet18(num_classes=2), DATA, {"layer": "layer1.0.relu"}, "the model calls once"),
     (Net, "photos/train", {}, "the training set.*load_folder reads folders"),
     (Net, changed(labels=torch.arange(16) % 6), {}, "the training set.*0..5"),
     (Net, DATA, {"tests": [DATA]}, "mapping, not list"),
@@ -98,10 +99,10 @@ def test_test_sets_are_matched_by_the_names_of_their_classes():
     model[0].weight.data = 9 * torch.tensor([[1.0, 0, 0], [0, 0, 1]])[:, :, None, None]  # red is cat, blue is dog
     tests = {"dogs": Images(colours[1::2], torch.zeros(4, dtype=torch.int64), ("dog",)),
              "turned": Images(colours, 1 - labels, ("dog", "cat"))}
-    before = repair(model, Images(colours, labels, ("cat", "dog")), tests=tests, layer="0", lr=1e-4)[1].before
+    before = repair(model, Images(colours, labels, ("cat", "dog")), tests=tests, layer="0", lr=1e-3)[1].before
     assert [score.average for score in before.values()] == [1, 1, 1]
     namesakes = Images(colours, labels, ("crane", "crane"))  # as in ImageNet: then by position
-    assert repair(model, namesakes, tests={"t": namesakes}, layer="0", lr=1e-4)[1].before["t"].average == 1
+    assert repair(model, namesakes, tests={"t": namesakes}, layer="0", lr=1e-3)[1].before["t"].average == 1
 
 
 def test_other_layouts_are_read_as_the_user_says():

@@ -1,6 +1,5 @@
 """Models of others: the layer that is suggested, its map against grad-cam's, a repair, and what is left as it was."""
 
-import re
 import sys
 import warnings
 from collections import namedtuple
@@ -12,8 +11,6 @@ import torch
 import torchvision
 from pytorch_grad_cam import XGradCAM
 from torch import nn
-from torchvision.models.maxvit import MaxVit
-from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
 from src.classifier import Classifier, copied
@@ -39,15 +36,6 @@ def vit() -> nn.Module:
     return model
 
 
-def swin() -> nn.Module:
-    return SwinTransformer([4, 4], 16, [1, 1, 1], [1, 2, 4], [2, 2], num_classes=2)
-
-
-def maxvit() -> nn.Module:
-    return MaxVit((64, 64), stem_channels=16, partition_size=2, block_channels=[16, 32], block_layers=[1, 1],
-                  head_dim=16, stochastic_depth_prob=0.2, num_classes=2)
-
-
 def tokens(prefix: int):
     return lambda output: output[:, prefix:].transpose(1, 2).unflatten(2, (4, 4))
 
@@ -64,8 +52,6 @@ MODELS = {  # model, pixels, the layer suggested first, the side of its map, the
     "shufflenet_v2_x0_5": (tv("shufflenet_v2_x0_5"), 64, "stage2", 8, None),
     "regnet_x_400mf": (tv("regnet_x_400mf"), 64, "trunk_output.block3", 4, None),
     "vit": (vit, 64, "encoder.layers.encoder_layer_1", 4, tokens(1)),
-    "swin": (swin, 64, "permute", 4, None),
-    "maxvit": (maxvit, 64, "blocks.1", 8, None),
     "timm tinynet_e": (tm("tinynet_e"), 64, "blocks.3", 4, None),
     "timm convnext_atto": (tm("convnext_atto"), 64, "stages.2", 4, None),
     "timm vit": (tm("vit_tiny_patch16_224", img_size=64, depth=3), 64, "blocks.1", 4, tokens(1)),
@@ -104,25 +90,6 @@ def test_a_model_is_explained_as_by_grad_cam_and_repaired(name):
     assert type(repaired) is type(model)
     assert equal(model, given)
     assert not equal(model, repaired)
-
-
-def attention(name: str, **options):
-    def make() -> nn.Module:
-        model = tm(name, **options)()
-        model.blocks[1].attn.fused_attn = False  # its attention matrices go through a layer
-        return model
-    return make
-
-
-@pytest.mark.parametrize(("make", "layer"), [
-    (attention("vit_tiny_patch16_224", img_size=64, depth=3), "blocks.1.attn.attn_drop"),
-    (attention("vit_tiny_patch16_224", img_size=64, depth=3, qk_norm=True), "blocks.1.attn.k_norm"),
-    (tm("xcit_nano_12_p16_224"), "blocks.1.attn.attn_drop"),  # of channels with channels
-    (tm("tinynet_e"), "blocks.3.1.se.gate"), (tm("tinynet_e"), "global_pool"), (tm("tinynet_e"), "classifier"),
-    (tv("resnet18"), "layer1.0.relu")])  # called twice
-def test_what_is_no_map_of_the_image_is_refused_by_name(make, layer):
-    with pytest.raises(ValueError, match=rf"{re.escape(repr(layer))}.*do not follow the image.*suggest_layers"):
-        repair(make(), images(6, 64), layer=layer)
 
 
 @pytest.mark.parametrize(("freeze", "moves"), [

@@ -80,7 +80,8 @@ LAYOUTS = [  # what a layer makes of true maps (B, 12, 6, 8), and how that is re
     (lambda maps: tokens(maps, 2), "(B, 2 + h w, K)"), (lambda maps: tokens(maps, 5), "(B, 5 + h w, K)"),
     (lambda maps: maps[..., :3].transpose(2, 3), None), (lambda maps: maps.flip(3), None),
     (lambda maps: maps.roll(3, 2), None), (lambda maps: tokens(maps.transpose(2, 3)), None),
-    (lambda maps: maps.flatten(2), None), (lambda maps: maps.mean((2, 3)), None),
+    (lambda maps: maps.flatten(2), None), (lambda maps: tokens(maps).unflatten(2, (3, 4)).transpose(1, 2), None),
+    (lambda maps: maps.mean((2, 3)), None),
     (lambda maps: maps.mean((2, 3), keepdim=True) + 0 * maps, None),  # the same everywhere
     (lambda maps: (tokens(maps) @ tokens(maps).mT).softmax(2)[:, None], None),  # attention of positions
     (lambda maps: (tokens(maps).mT @ tokens(maps)).softmax(2)[:, None], None)]  # of channels
