@@ -1,12 +1,10 @@
-"""Real trainings on the digits in processes of their own: to be killed, with planted faults, or under torchrun.
-
-`python -m tests.harness FOLDER` is one training, alone or in the processes of torchrun.
-"""
+"""Real trainings on the digits in processes of their own: to be killed, with planted faults, or under torchrun."""
 
 import os
 import signal
 import sys
 import threading
+import time
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -95,6 +93,7 @@ def results(folder: Path) -> dict[str, str]:
 def double(number: int) -> tuple[int, int, int]:
     """Twice a number, with the process and its threads; an error if it is negative, or this process torchrun's."""
     if number < 0 or "WORLD_SIZE" in os.environ:
+        time.sleep(0.5)  # the others are done by then
         raise ValueError(f"{number} is negative")
     return 2 * number, os.getpid(), torch.get_num_threads()
 

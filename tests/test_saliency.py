@@ -12,7 +12,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from src import layout
 from src.inference import pixels
 from src.models import ResNet50
-from src.saliency import resized, xgradcam
+from src.saliency import xgradcam
 from src.state import digest
 
 
@@ -61,13 +61,6 @@ def test_leaves_no_trace(run, images):
         with pytest.raises(ValueError, match=r"a map of the image|labels in"):
             xgradcam(model, images, **wrong)  # an error half-way must not leave a trace either
     assert traces(model) == before
-
-
-@pytest.mark.parametrize(("old", "new"), [((8, 8), (28, 28)), ((7, 5), (224, 96)), ((1, 1), (4, 4)), ((6, 4), (3, 4))])
-def test_resizes_as_pytorch_does(old, new):
-    maps = torch.rand(3, *old)
-    torch.testing.assert_close(resized(maps, *new), F.interpolate(maps[:, None], new, mode="bilinear")[:, 0],
-                               rtol=0, atol=1e-6)
 
 
 def tokens(maps, prefix=0):

@@ -26,7 +26,7 @@ def test_the_lr_in_force_is_the_schedules(run, setting):
     assert [group["lr"] for group in run.finetuned.optimizer.param_groups] == [0.01]
 
 
-@pytest.mark.parametrize("options", [{}, {"order": 3}, {"masks": torch.rand(100, 28, 28) < 0.5}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"order": 3}, {"masks": torch.rand(100, 28, 28) < 0.5}], ids=list)
 def test_two_epochs_equal_a_plain_loop(train, options):
     """Of PyTorch's own SGD, on batches cut by hand; the model arrives in eval mode."""
     ours, theirs, plain = (new_model(1) for _ in range(3))
@@ -66,7 +66,6 @@ def test_the_same_seed_twice_is_equal(run, setting, tmp_path):
 def test_random_streams_depend_on_their_purpose_alone():
     assert torch.equal(epoch_order(100, 0, 3), epoch_order(100, 0, 3))
     orders = [epoch_order(100, 0, 3, order) for order in range(5)] + [epoch_order(100, 0, 4), epoch_order(100, 1, 3)]
-    assert all(order.sort().values.tolist() == list(range(100)) for order in orders)
     assert len({tuple(order.tolist()) for order in orders}) == 7
     assert torch.equal(torch.cat(epoch_batches(100, 32, 0, 3, order=2)), orders[2])
     # pinned: another value here would give every shipped checkpoint another history
