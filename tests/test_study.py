@@ -15,7 +15,7 @@ from PIL import Image
 from src.augmentation import Augmentation
 from src.datasets import View
 from src.experiments import questions, stages, study, workers
-from src.experiments.recipes import BIRDS, MNIST, FineTune, Places
+from src.experiments.recipes import BIRDS, DIGITS, MNIST, FineTune, Places
 from src.experiments.rows import measured, saved
 from src.inference import accuracy
 from src.report import figures, tables
@@ -183,8 +183,8 @@ def test_what_is_asked(one, places, monkeypatch):
     monkeypatch.setattr(study, "_weights", lambda *_: 16 * "0")
     monkeypatch.setattr(stages, "side_by_side", lambda *_: [])
     monkeypatch.setattr(study, "_measure", lambda *_: {"met": 0.0})
-    rows = study.ask([one], "reference", places=replace(places, results=places.results / "other"))
-    assert rows["erm"].tolist() == 2 * [16 * "0"]
+    rows = study.ask(DIGITS[:1], "reference", places=replace(places, results=places.results / "other"))
+    assert rows["erm"].tolist() == 4 * [16 * "0"]
 
 
 def test_two_processes_measure_the_same(asked, one, places, tmp_path, monkeypatch, capfd):
