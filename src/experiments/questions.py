@@ -52,14 +52,13 @@ ON_SQUARES: dict[str, list[Row]] = {
     "iterations": [{}] + [{"iteration": i, "accumulate": accumulate} for accumulate in (False, True) for i in (2, 3)],
     "ratio": [{"method": method, "ratio": ratio, "erm_epochs": 10} for ratio in RATIOS for method in ("erm",
                                                                                                       "masktune")],
-    "holes": [{"order": order, **remedy} for order in range(5) for remedy in REMEDIES],
+    "holes": REMEDIES,
 }
 ON_BACKGROUNDS: dict[str, list[Row]] = {
     "holes": [{**data, **change}
               for data in ({"background": background, "ratio": ratio} for background, ratio in product(
                   BACKGROUNDS, (0.0, 0.01)))
-              for change in [{"method": "erm"}, {"method": "plain"}, {"method": "randmask"}, *PERFECT,
-                             *({"order": order, **repair} for order in range(3) for repair in REPAIRS)]],
+              for change in [{"method": "erm"}, {"method": "plain"}, {"method": "randmask"}, *REPAIRS, *PERFECT]],
 }
 BIRD_LRS = (0.001, 0.003, 0.01)
 LAYERS = ("features", "features.14.conv.0", "features.7.conv.0", "features.13")  # the last block, its map 5x5; then two
@@ -76,7 +75,6 @@ ON_PHOTOGRAPHS: dict[str, list[Row]] = {
     "lateness": [{"method": method, "erm_epochs": epochs} for method in ("erm", "masktune") for epochs in (1, 2, 5)],
     "ours": [{"fill": "other", **change} for change in (
         {"k": 1.0}, {"layer": LAYERS[1], "k": 0.0}, {"method": "shuffled", "k": 1.0})],  # more is hidden, none in black
-    "holes": [{"layer": layer, **remedy} for layer in LAYERS[:2] for remedy in ({}, *REMEDIES)],
 }
 _FEW = [{"method": "erm"}, REPAIRS[0], REPAIRS[-2], REPAIRS[-1], PERFECT[0], PERFECT[-2]]
 ON_MARKS: dict[str, list[Row]] = {
