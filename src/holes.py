@@ -14,7 +14,7 @@ from .masks import Masks
 from .seeding import generator
 
 FILLS = ("black", "smooth")  # what hidden pixels show: nothing (paper), or a smooth continuation of what is around them
-WIDEST = 0.25  # of the shorter side
+GROW, WIDEST = 0.036, 0.25  # of the shorter side: a pixel of MNIST's 28, as in the study; the most that is allowed
 
 
 def check_grow(grow: float) -> None:

@@ -19,11 +19,12 @@ from .datasets.images import Images, load_dataset
 from .device import best_device, prepare, room_for
 from .holes import check_decoys, check_grow, grown
 from .inference import evaluating, infer, pixels
+from .layers import suggest_layers
 from .masking import find_masks, hottest
 from .masks import Masks
 from .metrics import Score
 from .report.report import FEW, MANY, Report, hidden_share, least_right, scored
-from .saliency import reader, suggest_layers, xgradcam
+from .saliency import reader, xgradcam
 from .seeding import seeded
 from .state import State, contents, digest
 from .training import epoch_batches, sgd, train_epoch

@@ -1,18 +1,14 @@
 """XGradCAM (Fu et al. 2020): where a classifier looks. It leaves the model exactly as it was."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import layout
-from .checks import check_images, check_labels, check_pixels
+from .checks import check_labels, check_pixels
 from .classifier import Classifier
 from .inference import evaluating
 
-SMALLEST = 4  # positions along each side of a map that can single out a spot
-TRIES = 3  # layers of one shape that are tested
 ADVICE = ("name a convolutional block of this model, see suggest_layers, or pass reshape_transform=, which makes such "
           "maps of the output")
 
@@ -103,63 +99,6 @@ def reader(model: nn.Module, layer: nn.Module, size: tuple[int, int]) -> layout.
         raise ValueError("expected a layer whose output is a map of the image, got one of "
                          f"{type(layer).__name__} whose positions do not follow the image; {ADVICE}")
     return found[1]
-
-
-def suggest_layers(model: nn.Module, images: Tensor) -> list[tuple[str, tuple[int, int]]]:
-    """Return layers that can be explained, with the size (h, w) of their maps: one of each size, the coarsest first.
-    The first is a good choice.
-
-    Those count whose map has at least 4x4 positions and follows the image (see `layout`), and on whose output the
-    logits depend. Of those of one size, late ones are preferred, of these such as end in a ReLU, since XGradCAM divides
-    by the sums of channels, and then the outermost: a block rather than a part of one.
-
-    Args:
-        model: a classifier of yours, or a `Classifier`.
-        images: (N, 3, H, W) uint8, of which the size counts.
-
-    Raises:
-        TypeError, ValueError: the model or the images are not of that kind.
-    """
-    check_images(images)
-    if not isinstance(model, Classifier):
-        model = Classifier(model, None)
-    device = next((weight.device for weight in model.model.parameters()), images.device)
-    inputs = layout.probe(tuple(images.shape[2:]), device).requires_grad_()
-    layers = {name: part for name, part in model.model.named_modules() if name and not isinstance(part, nn.Identity)}
-    best: dict[tuple[int, int], tuple[tuple, str]] = {}
-    with evaluating(model), torch.enable_grad():
-        try:
-            outputs, logits = layout.outputs_of(model, layers, inputs)
-        except Exception as error:  # a model can fail in any way
-            raise ValueError(f"the forward pass on images {tuple(inputs.shape)}: {type(error).__name__}: {error}"
-                             ) from error
-        gradients = dict.fromkeys(outputs)
-        if logits.requires_grad and outputs:
-            gradients = dict(zip(outputs, torch.autograd.grad(logits.amax(1).sum(), list(outputs.values()),
-                                                              retain_graph=True, allow_unused=True), strict=True))
-        shapes: dict[tuple[int, ...], list[str]] = {}
-        for name, output in outputs.items():
-            gradient = gradients[name]
-            if gradient is not None and gradient[:, max(layout.PREFIXES) if gradient.dim() == 3 else 0:].any():
-                shape = tuple(output.shape)
-                shapes[shape] = [*shapes.pop(shape, []), name]  # late ones come last
-        early = list(outputs)[:len(outputs) // 2]
-        for names in shapes.values():
-            late = sorted(names[len(names) // 2:][::-1], key=lambda name: (bool((outputs[name] < 0).any()),
-                                                                          name.count(".")))
-            for name in late[:TRIES]:
-                found = layout.reading_of(outputs[name], inputs)
-                if found is None:
-                    continue
-                maps = found[1](outputs[name])
-                if not maps[:, :, [0, -1]].any(2).any():  # rows at the border that are always zero: padding
-                    continue
-                size = tuple(maps.shape[2:])
-                rank = (bool((maps < 0).any()), name in early, name.count("."))
-                if min(size) >= SMALLEST and maps.shape[1] != logits.shape[1] and rank <= best.get(size, (rank,))[0]:
-                    best[size] = (rank, name)
-                break
-    return [(best[size][1], size) for size in sorted(best, key=math.prod)]
 
 
 def resized(maps: Tensor, height: int, width: int) -> Tensor:

@@ -56,7 +56,7 @@ MODELS = {  # model, pixels, the layer suggested first, the side of its map, the
     "timm convnext_atto": (tm("convnext_atto"), 64, "stages.2", 4, None),
     "timm vit": (tm("vit_tiny_patch16_224", img_size=64, depth=3), 64, "blocks.1", 4, tokens(1)),
     "timm vit, averaged": (tm("vit_tiny_patch16_224", img_size=64, depth=3, class_token=False, global_pool="avg"), 64,
-                           "norm", 4, tokens(0)),
+                           "blocks", 4, tokens(0)),
     "timm deit, distilled": (tm("deit_tiny_distilled_patch16_224", img_size=64, depth=3), 64, "blocks.1", 4, tokens(2)),
     "timm swin": (tm("swin_tiny_patch4_window7_224", img_size=64, window_size=2, embed_dim=24, depths=(1, 1, 1, 1),
                      num_heads=(1, 2, 4, 8)), 64, "layers.2", 4, last),

@@ -34,14 +34,14 @@ torch.manual_seed(0)
 name, side = sys.argv[1], int(sys.argv[2])
 model, data = timm.create_model(name, num_classes=2), images(40, side)
 layer, _ = suggest_layers(model, data.images)[0]
-report = masktune(model, data, layer=layer, lr=0.01, batch_size=20, mean=[0], std=[1])[1]
+report = masktune(model, data, layer=layer, lr=0.01, batch_size=20)[1]
 print("repaired", report.after.keys())
 """
 
 
 def assert_repaired(model: torch.nn.Module, side: int, layer: str) -> None:
     data, given = images(40, side), {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert suggest_layers(model, data.images)[0] == (layer, (4, 4))
+    assert (layer, (4, 4)) in suggest_layers(model, data.images)
     repaired, report = masktune(model, data, layer=layer, lr=0.01, batch_size=20, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert type(repaired) is type(model)
     assert 0.001 < report.hidden < 0.2

@@ -7,6 +7,7 @@ holes show (`fill`, `grow`, `decoys`), and the epoch (`lr`, `order`, `iteration`
 from itertools import product
 
 from ..datasets.spurious import BACKGROUNDS
+from ..holes import GROW
 from .recipes import DIGIT_SETS, MARKS, MNIST, Setting
 from .rows import Row
 
@@ -32,7 +33,6 @@ BASE: Row = {  # MaskTune as the paper has it; LR, layer, ERM's epochs and the r
 DATA = ("background", "place", "side", "opacity", "marks")  # options of data sets that a condition may change
 SEEDS = (0, 1, 2)  # of every question but those of `ALL_SEEDS`, which take all
 ALL_SEEDS = ("results", "benchmark", "holes", "price")
-GROW = 0.036  # of the side: one pixel of MNIST's 28, four of 112
 REMEDIES: list[Row] = [{"decoys": True}, {"grow": GROW}, {"fill": "smooth"}, {"grow": GROW, "decoys": True},
                        {"grow": GROW, "decoys": True, "fill": "smooth"}]
 REPAIRS: list[Row] = [{"method": "masktune", **remedy} for remedy in ({}, *REMEDIES)]
