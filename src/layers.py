@@ -12,7 +12,7 @@ from .holes import GROW, grown
 from .inference import evaluating, infer, pixels
 from .masking import hottest
 from .masks import Masks
-from .saliency import heatmaps, reader
+from .saliency import heatmaps
 
 SMALLEST = 4  # positions along each side of a map that can single out a spot
 TRIES = 3  # layers of one shape that are tested
@@ -40,7 +40,7 @@ def suggest_layers(model: nn.Module, images: Tensor) -> list[tuple[str, tuple[in
     device = next((weight.device for weight in model.model.parameters()), images.device)
     inputs = layout.probe(tuple(images.shape[2:]), device).requires_grad_()
     layers = {name: part for name, part in model.model.named_modules() if name and not isinstance(part, nn.Identity)}
-    best: dict[tuple[int, int], tuple[tuple, str]] = {}
+    best: dict[tuple[int, int], tuple[tuple, str, layout.Reading]] = {}
     with evaluating(model), torch.enable_grad():
         try:
             outputs, logits = layout.outputs_of(model, layers, inputs)
@@ -71,21 +71,20 @@ def suggest_layers(model: nn.Module, images: Tensor) -> list[tuple[str, tuple[in
                 size = tuple(maps.shape[2:])
                 rank = (bool((maps < 0).any()), name in early, name.count("."))
                 if min(size) >= SMALLEST and maps.shape[1] != logits.shape[1] and rank <= best.get(size, (rank,))[0]:
-                    best[size] = (rank, name)
+                    best[size] = (rank, name, found[1])
                 break
     some = images[::max(1, len(images) // LOOKED_AT)].to(device)
-    worths = {size: worth(model, some, name) for size, (_, name) in best.items()}
+    worths = {size: worth(model, some, name, read) for size, (_, name, read) in best.items()}
     return [(best[size][1], size) for size in sorted(best, key=lambda size: (-worths[size], math.prod(size)))]
 
 
-def worth(model: Classifier, images: Tensor, layer: str, k: float = 2.0) -> float:
+def worth(model: Classifier, images: Tensor, layer: str, read: layout.Reading, k: float = 2.0) -> float:
     """How many predictions change when what a layer's maps show as hottest is hidden, for each share of pixels hidden.
 
     Masks that hit what a model leans on cost it more than as large masks elsewhere. They are grown and filled smoothly,
     so that neither a rest of it nor the hole speaks. images: (N, 3, H, W) uint8 on the model's device.
     """
-    part = model.model.get_submodule(layer)
-    heat, guesses = heatmaps(model, pixels(images), part, reader(model, part, tuple(images.shape[2:])))
+    heat, guesses = heatmaps(model, pixels(images), model.model.get_submodule(layer), read)
     masks = grown(Masks.of(hottest(heat, k)), GROW)
     changed = infer(model, images, masks, fill="smooth").argmax(1) != guesses
     return changed.double().mean().item() / max(masks.share(), 1e-9)

@@ -52,12 +52,15 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
             mode as a whole is trained in train mode, but for BatchNorm whose weights are frozen.
         data: the images that it was trained on: `Images` as `load_folder` makes them, or what `load_dataset` takes.
         layer: the name of the module to be explained, usually the last convolutional block: see `suggest_layers`.
-        lr: of the one epoch; the LR with which the training of the model began is a good first try.
+        lr: of the one epoch; begin with that at which the training of the model began, and take the one of a few around
+            it that keeps accuracy on validation images.
         batch_size: images of one update, over all processes.
         k: what is hotter than m + k s is hidden.
         iterations, epochs: of masks, and on the same masks; with `accumulate`, hidden pixels stay hidden.
         grow, decoys, fill: holes that give nothing away (ours, see `holes`): by what share of the side masks are
-            widened; whether each image also hides what was hidden in one of another class; what hidden pixels show.
+            widened; whether each image also hides what was hidden in one of another class; what hidden pixels show. Off
+            by default, as in the paper: grow=0.036 and decoys=True are what repairs a mark in one place (the notebook's
+            "The hole tells"), but they cost accuracy where there is nothing to repair.
         momentum, weight_decay: of SGD; or `optimizer`, which makes another one of a list of weights. Its LR is `lr`.
         loss: a function of logits (B, classes) and labels (B,) that gives their mean, for weights of classes and such.
         mean, std: of the normalisation that the model expects; if not given, those that a model of timm names, which

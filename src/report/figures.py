@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from torch import Tensor
 
-from .tables import NAMES, TRAINING_SETS
+from .tables import NAMES, QUIET, TRAINING_SETS
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
 _CYCLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]  # of the style file: one colour means one thing everywhere
-COLOURS = dict(zip((*NAMES.values(), *TRAINING_SETS.values()), _CYCLE, strict=True))
+COLOURS = dict(zip((*NAMES.values(), *TRAINING_SETS.values(), *QUIET), _CYCLE, strict=True))
 HATCHES = {"raw": "", "malicious": "///"}
 WRONG = "#d62728"
 HEAT = dict(cmap="inferno", vmin=0, vmax=1)
@@ -92,14 +92,16 @@ def outline(figure: Figure, objects: Tensor) -> Figure:
     return figure
 
 
-def forgetting(steps: Sequence[int], accuracy: Sequence[float], before: float) -> Figure:
-    """Accuracy on malicious images, in [0, 1], over the steps of the one epoch; before: that of ERM."""
+def forgetting(steps: Sequence[int], accuracies: dict[str, Sequence[float]], before: float) -> Figure:
+    """Accuracy on malicious images, in [0, 1], over the steps of the one epoch, by method; before: that of ERM."""
     figure, axis = plt.subplots(figsize=(7, 3))
-    axis.plot([0, *steps], [100 * value for value in (before, *accuracy)], "o-", color=COLOURS["MaskTune"],
-              markersize=4)
+    for name, seen in accuracies.items():
+        axis.plot([0, *steps], [100 * value for value in (before, *seen)], "o-", color=COLOURS[name], markersize=4,
+                  label=name)
     axis.plot(0, 100 * before, "o", color=COLOURS["ERM"], markersize=7)
     axis.annotate("ERM", (0, 100 * before), (10, -3), textcoords="offset points")
-    axis.set(xlabel="steps of the one epoch", ylabel="malicious: accuracy, %", ylim=(0, 104), yticks=range(0, 101, 25))
+    axis.set(xlabel="steps of the one epoch", ylabel="malicious: accuracy, %", ylim=(-2, 104), yticks=range(0, 101, 25))
+    axis.legend(loc="center right")
     return figure
 
 
@@ -134,7 +136,7 @@ def by_digit(correct: dict[str, Tensor], digits: Tensor) -> Figure:
 
 def panels(panels: dict[str, tuple[pandas.DataFrame, str]], ylabel: str, names: dict[str, str],
            series: str = "setting", lines: dict[str, float] | None = None) -> Figure:
-    """What the worst group depends on, a small panel for each question: dots are runs, a line joins their means.
+    """What the worst group depends on, a small panel for each question: dots are runs, a line or a tick their means.
 
     Args:
         panels: {title: (rows, the column that varies)}.
@@ -150,7 +152,8 @@ def panels(panels: dict[str, tuple[pandas.DataFrame, str]], ylabel: str, names: 
             own = answers[answers[series] == name]
             x, percent = own[vary].map(ticks.index) + 0.1 * (i - (len(shown) - 1) / 2), 100 * own["worst"]
             means = percent.groupby(x, sort=False).mean()
-            axis.plot(means.index, means, color=COLOURS[names[name]], label=names[name])
+            joined = {} if not isinstance(ticks[0], str) else dict(linestyle="", marker="_", markersize=13)  # no order
+            axis.plot(means.index, means, color=COLOURS[names[name]], label=names[name], **joined)
             axis.plot(x, percent, "o", color=COLOURS[names[name]], markersize=3.5)
         for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
             axis.axhline(100 * level, color="0.35", linewidth=1.1, linestyle=style, label=name)

@@ -10,6 +10,7 @@ NAMES = {"erm": "ERM", "randmask": "RandMask", "masktune": "MaskTune", "plain": 
          "rest hidden": "oracle: background hidden", "known hidden": "oracle: bird hidden"}
 TRAINING_SETS = {"mnist-random": "1 % conflicting, random", "mnist-digit": "1 % conflicting, by digit",
                  "mnist-none": "none conflicting"}
+QUIET = ("MaskTune, grown, decoys", "perfect masks", "perfect masks, grown, decoys")  # those of `remedied` in figures
 SHORTCUT = ": 0-4, square"  # the group of MNIST whose squares go with the class, as a suffix of what masks hit
 COLUMNS = {"average": "average", "raw": "raw", "malicious": "malicious", "worst": "worst group",
            "hidden": "pixels hidden", f"known_hidden{SHORTCUT}": "shortcut hidden", "on_known": "of these on the bird",
@@ -98,6 +99,22 @@ def study(rows: pandas.DataFrame, *vary: str) -> pandas.DataFrame:
     by = [column for column in ("setting", "method") if rows[column].nunique() > 1 or column in vary]
     columns = [column for column in COLUMNS if column in rows and rows[column].notna().any()]
     return summary(rows, dict.fromkeys([*by, *vary]), columns, listed_if_far).drop(columns="n")
+
+
+def remedied(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """The rows with a column `masks`: whose they are, and what keeps their holes from telling the class."""
+    whose = rows["method"].replace({**NAMES, "known hidden": "perfect masks"})
+    added = (rows["grow"] > 0, ", grown"), (rows["decoys"], ", decoys"), (rows["fill"] == "smooth", ", smooth")
+    for on, name in added:
+        whose = whose + on.map({True: name, False: ""})
+    return rows.assign(masks=whose)
+
+
+def holes(rows: pandas.DataFrame, across: str, value: str = "malicious") -> pandas.DataFrame:
+    """What comes of each kind of masks, mean ± std, a column for each value of what is varied."""
+    table = remedied(rows).groupby(["masks", across], sort=False)[value].agg(mean_std).unstack(fill_value="")
+    kinds = remedied(rows)["masks"].unique()
+    return table.loc[kinds, rows[across].unique()].rename_axis(columns=None).reset_index()
 
 
 def demonstration(rows: pandas.DataFrame) -> pandas.DataFrame:
