@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import src.repair
 import src.report.report
-from src import masktune
+from src import masktune, preview, suggest_layers
 from src.checkpoint import CheckpointError
 from src.classifier import Classifier
 from src.datasets import SpuriousDigits
@@ -173,3 +173,64 @@ def test_images_that_are_not_square_and_groups():
     assert report.mean_masks.shape == (2, 20, 32)
     assert report.before["train"].groups.keys() == {0, 1, 2}
     assert "group 2" in str(report)
+
+
+def test_each_training_image_is_looked_at_three_times(shortcut):
+    model, train, _ = shortcut
+    seen = []
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = copy.deepcopy(model)
+
+        def forward(self, x):
+            seen.append(len(x))
+            return self.model(x)
+
+    for scores, looks in ((True, 3), (False, 2)):
+        seen.clear()
+        report = masktune(Counting(), train, layer="model.12", lr=0.01, batch_size=64, scores=scores)[1]
+        assert looks * len(train) <= sum(seen) < looks * len(train) + 1100  # the door, and the masked sample
+        assert ("train" in report.after) == scores
+
+
+def test_a_preview_trains_nothing_and_shows_what_would_be_hidden(shortcut):
+    model, train, lie = shortcut
+    report = preview(copy.deepcopy(model), train, layer="12", tests={"lie": lie})
+    tuned = masktune(copy.deepcopy(model), train, layer="12", lr=0.01, batch_size=64, tests={"lie": lie})[1]
+    assert torch.equal(report.masks[:], tuned.masks[:])
+    assert (report.before, report.before_on_masked) == (tuned.before, tuned.before_on_masked)
+    assert report.after == report.history == {}
+    assert "gallery" in report.pictures()
+    assert "goes from" not in report.verdict
+
+
+def test_the_first_layer_suggested_is_one_whose_masks_hit_the_square(shortcut):
+    model, train, _ = shortcut
+    found, squares = suggest_layers(model, train.images), SpuriousDigits(train=True).known[:]
+    hit = {name: find_masks(Classifier(copy.deepcopy(model), name), train.images)[:][squares].double().mean().item()
+           for name, _ in found}
+    assert len(found) > 1
+    assert hit[found[0][0]] > 0.9
+
+
+def test_a_loss_and_holes_of_ones_own_are_taken(shortcut):
+    model, train, _ = shortcut
+    run = partial(masktune, model, train, layer="12", lr=0.01, batch_size=64)
+    plain = run()[0]
+    weighted = nn.CrossEntropyLoss(torch.tensor([1.0, 5.0]))
+    for change in ({"loss": weighted}, {"grow": 0.036}, {"decoys": True}, {"fill": "smooth"}):
+        assert not equal(run(**change)[0], plain)
+    assert equal(run(loss=nn.CrossEntropyLoss())[0], plain)
+    assert run(grow=0.036)[1].hidden > run()[1].hidden
+
+
+def test_what_a_repair_destroyed_or_cannot_tell_is_said(shortcut):
+    model, train, lie = shortcut
+    report = masktune(model, train, layer="12", lr=2.0, batch_size=64, tests={"lie": lie})[1]
+    assert "answers one class to everything" in report.verdict
+    assert "pass tests=" in masktune(model, train, layer="12", lr=0.01, batch_size=64)[1].verdict
+    for lr in (1e-13, 1e9):
+        with pytest.raises(ValueError, match=r"LR|lr to move the weights"):
+            masktune(model, train, layer="12", lr=lr, batch_size=64)
