@@ -105,7 +105,8 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         old, sets = _opened(model, data, tests or {}, layer, k, mean, std, reshape_transform, device)
         _rehearse(old, model, sets["train"], fresh, **options)
         images, labels, masks, before = _look(old, sets, k, device)
-        settings = _settings(old, k) | options | {
+        settings = options | {
+            "layer": old.layer, "k": float(k), "mean": old.mean.flatten().tolist(), "std": old.std.flatten().tolist(),
             "epochs": int(epochs), "iterations": int(iterations), "accumulate": bool(accumulate), "grow": float(grow),
             "augmentation": getattr(augment, "__name__", repr(augment)), "loss": getattr(loss, "__name__", repr(loss))}
         if checkpoint is None:
@@ -141,7 +142,7 @@ def preview(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: str
     with _computing_on(device):
         old, sets = _opened(model, data, tests or {}, layer, k, mean, std, reshape_transform, device)
         _, _, masks, before = _look(old, sets, k, device)
-        return Report.of(old, masks, sets, before, _settings(old, k))
+        return Report.of(old, masks, sets, before, {"layer": old.layer, "k": float(k)})
 
 
 @contextmanager
@@ -192,11 +193,6 @@ def _look(model: Classifier, sets: dict[str, Images], k: float, device: torch.de
     return images, labels, masks, before
 
 
-def _settings(model: Classifier, k: float) -> dict[str, object]:
-    return {"layer": model.layer, "k": float(k), "mean": model.mean.flatten().tolist(),
-            "std": model.std.flatten().tolist()}
-
-
 @contextmanager
 def _step(name: str, *suggest_for: object) -> Iterator[None]:
     """Turn whatever fails inside into a ValueError that names what was tried, with the layers of a model and images."""
@@ -214,17 +210,18 @@ def _step(name: str, *suggest_for: object) -> Iterator[None]:
 def _untouched(given: nn.Module) -> Iterator[None]:
     """See that a model's buffers and gradients stay; else put them back and raise ValueError: a copy works on them."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in given.buffers()]
-    gradients = [(weight, None if weight.grad is None else weight.grad.clone()) for weight in given.parameters()]
-    yield
-    changed = False
-    for buffer, before in buffers:
-        if not torch.equal(buffer, before):
+    gradients = [(weight, weight.grad) for weight in given.parameters()]
+    for weight, _ in gradients:
+        weight.grad = None
+    try:
+        yield
+    finally:
+        changed = any(weight.grad is not None for weight, _ in gradients)
+        for weight, gradient in gradients:
+            weight.grad = gradient
+        for buffer, before in buffers:
+            changed |= not torch.equal(buffer, before)
             buffer.data.copy_(before)
-            changed = True
-    for weight, before in gradients:
-        if weight.grad is not before and (before is None or not torch.equal(weight.grad, before)):
-            weight.grad = before
-            changed = True
     if changed:
         raise ValueError("expected a model whose copy works on its own, got one whose forward, replaced by a function, "
                          "goes on with the given model; define forward in a class. It is as it was")
@@ -247,10 +244,9 @@ def _working_copy(model: nn.Module, *options) -> Classifier:
     """A copy to work on, half precision widened, in the modes in which it is to be trained: see `masktune`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected model to be a torch.nn.Module, got a {type(model).__name__}")
-    if any(isinstance(weight, nn.UninitializedParameter) for weight in model.parameters()):
-        raise ValueError("expected a model with weights, got lazy layers that have seen no image yet")
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        raise ValueError("expected a model with weights, got some on the meta device; load them first")
+    tensors = (*model.parameters(), *model.buffers())
+    if any(isinstance(tensor, nn.UninitializedParameter) or tensor.is_meta for tensor in tensors):
+        raise ValueError("expected a model with weights, got lazy layers or some on the meta device; load them first")
     if quantised := [name for name, part in model.named_modules() if "quantized" in type(part).__module__]:
         raise ValueError(f"expected layers that can learn, got quantised ones: {', '.join(quantised[:5])}")
     copy = copied(Classifier(model, *options))
@@ -311,9 +307,8 @@ def _rehearse(model: Classifier, given: nn.Module, data: Images, fresh: Callable
             raise ValueError(f"expected floats in [0, 1], but for some noise, got {made.dtype} {tuple(made.shape)} in "
                              f"[{low:.3g}, {high:.3g}]; normalisation is for mean= and std=")
     with _step("a training step"):
-        few = len(images)
-        if not model.mean.is_cuda:
-            few = max(parallel.world(), min(map(len, epoch_batches(len(data), batch_size, 0, 0))))
+        smallest = max(parallel.world(), min(map(len, epoch_batches(len(data), batch_size, 0, 0))))
+        few = len(images) if model.mean.is_cuda else smallest
         if options.pop("decoys"):  # a few images may be of one class
             check_decoys(data.labels)
         with _untouched(given):

@@ -4,9 +4,7 @@ import copy
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import Enum
-from functools import partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -80,41 +78,34 @@ def _parts(item: object) -> Iterator[bytes]:
 def contents(value: object, seen: tuple[int, ...] = ()) -> object:
     """What a function or an object does, for `digest`: code and all that it uses, not names, which may mean another.
 
-    Of what it names, what its own module defines counts, too; what other modules define goes by its name.
-
-    Raises:
-        TypeError: something in it cannot be told by its content, such as an open file.
+    Of what it names, what its own module defines counts, too; what other modules define goes by its name. Objects are
+    what pickle would make of them; TypeError: it cannot, as of an open file.
     """
-    if isinstance(value, Tensor | str | bytes | int | float | complex | Enum | torch.dtype | torch.device | None):
+    if isinstance(value, Tensor | str | bytes | int | float | complex | None):
         return value
     if id(value) in seen:
         return "again"
 
-    def inner(one: object) -> object:
-        return contents(one, (*seen, id(value)))
+    def inner(*parts: object) -> list:
+        return [contents(part, (*seen, id(value))) for part in parts]
 
-    if isinstance(value, CodeType):
-        return [value.co_code.hex(), value.co_names, value.co_varnames, inner(value.co_consts)]
     if isinstance(value, dict):
-        return [[inner(key), inner(one)] for key, one in value.items()]
-    if isinstance(value, list | tuple | set | frozenset):
-        return [inner(one) for one in (value if isinstance(value, list | tuple) else sorted(value, key=repr))]
-    if isinstance(value, partial):
-        return [inner(value.func), inner(value.args), inner(value.keywords)]
-    if isinstance(value, MethodType):
-        return [inner(value.__func__), inner(value.__self__)]
+        return inner(*value.items())
+    if isinstance(value, list | tuple):
+        return inner(*value)
+    if isinstance(value, set | frozenset):
+        return inner(*sorted(value, key=repr))  # their own order differs from process to process
+    if isinstance(value, CodeType):
+        return inner(value.co_code, value.co_names, value.co_varnames, value.co_consts)
+    if isinstance(value, ModuleType | BuiltinFunctionType):
+        return value.__name__
+    if isinstance(value, type):
+        return inner(value.__qualname__, *(part for part in vars(value).values() if isinstance(part, FunctionType)))
     if isinstance(value, FunctionType):
         used = {name: value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__}
         own = {name: one for name, one in used.items() if getattr(one, "__module__", None) == value.__module__
                or isinstance(one, Tensor | str | int | float | list | tuple | dict)}
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        return [inner(part) for part in (value.__code__, value.__defaults__, value.__kwdefaults__, cells, own)]
-    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    if isinstance(value, type):
-        return [name, *(inner(part) for part in vars(value).values() if isinstance(part, FunctionType))]
-    if isinstance(value, ModuleType | BuiltinFunctionType) or value is ...:
-        return value.__name__ if isinstance(value, ModuleType) else name
-    if hasattr(value, "__dict__"):
-        return [inner(type(value)), inner(vars(value))]
-    raise TypeError(f"expected what can be told by its content, to compare a resumed run with, got a {name}; leave "
-                    "checkpoint= out, or write what it does as a function")
+        return inner(value.__code__, value.__defaults__, value.__kwdefaults__, cells, own)
+    made = value.__reduce_ex__(4)
+    return made if isinstance(made, str) else inner(*made[:3])

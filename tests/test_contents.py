@@ -35,5 +35,5 @@ def test_a_changed_global_is_another_content(monkeypatch):
     before = digest(contents(scaled(1)))
     monkeypatch.setitem(globals(), "SHIFT", 0.6)
     assert digest(contents(scaled(1))) != before
-    with pytest.raises(TypeError, match="told by its content"):
-        contents(torch.Generator())
+    with pytest.raises(TypeError, match="pickle"), open(__file__) as file:
+        contents(file)
