@@ -52,7 +52,6 @@ ON_SQUARES: dict[str, list[Row]] = {
     "iterations": [{}] + [{"iteration": i, "accumulate": accumulate} for accumulate in (False, True) for i in (2, 3)],
     "ratio": [{"method": method, "ratio": ratio, "erm_epochs": 10} for ratio in RATIOS for method in ("erm",
                                                                                                       "masktune")],
-    "holes": REMEDIES,
 }
 ON_BACKGROUNDS: dict[str, list[Row]] = {
     "holes": [{**data, **change}
