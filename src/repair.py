@@ -101,6 +101,8 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
 
     parallel.start()
     device = torch.device(device or best_device())
+    if isinstance(loss, nn.Module):  # its weights of classes go where the logits are
+        options["loss"] = copied(loss).to(device)
     with _computing_on(device):
         old, sets = _opened(model, data, tests or {}, layer, k, mean, std, reshape_transform, device)
         _rehearse(old, model, sets["train"], fresh, **options)
@@ -108,7 +110,8 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         settings = options | {
             "layer": old.layer, "k": float(k), "mean": old.mean.flatten().tolist(), "std": old.std.flatten().tolist(),
             "epochs": int(epochs), "iterations": int(iterations), "accumulate": bool(accumulate), "grow": float(grow),
-            "augmentation": getattr(augment, "__name__", repr(augment)), "loss": getattr(loss, "__name__", repr(loss))}
+            **{name: getattr(one, "__name__", type(one).__name__) for name, one in (("augmentation", augment),
+                                                                                   ("loss", loss))}}
         if checkpoint is None:
             state = fresh()
             while state.epoch < epochs * iterations:
@@ -287,7 +290,7 @@ def _try(model: Classifier, data: Images, k: float) -> None:
 
 
 def _few(data: Images) -> list[int]:
-    return torch.linspace(0, len(data) - 1, max(8, parallel.world())).long().unique().tolist()
+    return torch.linspace(0, len(data) - 1, max(8, parallel.world()), dtype=torch.float64).long().unique().tolist()
 
 
 def _rehearse(model: Classifier, given: nn.Module, data: Images, fresh: Callable[[], State], *,
