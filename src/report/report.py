@@ -93,7 +93,8 @@ class Report:
             said.append(f"Without what is hidden, the old model is right on {left:.1%} of the training images instead "
                         f"of {whole:.1%}: it {'leaned on it' if whole - left > 0.05 else 'hardly needed it'}.")
         for name, new in self.after.items():
-            if len(new.classes) > 1 and sum(value > 0 for value in new.classes.values()) == 1:
+            right = [sum(value > 0 for value in one.classes.values()) for one in (self.before[name], new)]
+            if right[0] > right[1] == 1:  # of the classes, how many are ever read rightly
                 said.append(f"On {name}, the repaired model answers one class to everything: lower lr=.")
             elif name != "train":
                 said.append(f"The worst group of {name} goes from {self.before[name].worst:.1%} to {new.worst:.1%}.")
