@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from src.experiments import demonstration, questions, selective, stages, study
-from src.experiments.recipes import BIRDS, MNIST, SELECTIVE, Places
+from src.experiments.recipes import BIRDS, HOLES, MARKS, MNIST, SELECTIVE, Places
 from src.experiments.rows import saved
 from tests.conftest import REPOSITORY
 
@@ -80,6 +80,16 @@ def test_the_study_on_birds_is_whole_and_its_choices_are_those_of_the_validation
     assert worst == (erm.lr, erm.batch_size, "worst_3")
     lrs = study.shipped("lr", settings=BIRDS[1:]).groupby(["method", "lr"])["val_average"].mean()["masktune"]
     assert lrs.idxmax() == BIRDS[1].finetune.lr
+
+
+@pytest.mark.parametrize("setting", [HOLES, *MARKS], ids=lambda setting: setting.name)
+def test_the_studies_of_holes_are_whole_and_one_machine_measured_all_rows_of_a_seed(setting):
+    rows = study.shipped(*questions.of(setting), settings=[setting])
+    assert len(rows) == len(saved(REPOSITORY / "results" / f"{setting.name}.csv"))
+    assert not rows["made_with"].isna().any()
+    assert not rows["made_with"].str.contains("dirty").any()
+    alike = [name for name in ("seed", "background", "ratio") if setting is HOLES or name == "seed"]
+    assert (rows.groupby(alike)["made_with"].nunique() == 1).all()
 
 
 def test_the_demonstration_is_whole_and_was_chosen_on_validation_images():
