@@ -107,7 +107,7 @@ def remedied(rows: pandas.DataFrame) -> pandas.DataFrame:
     added = (rows["grow"] > 0, ", grown"), (rows["decoys"], ", decoys"), (rows["fill"] == "smooth", ", smooth")
     for on, name in added:
         whose = whose + on.map({True: name, False: ""})
-    return pandas.concat([rows, whose.rename("masks")], axis=1)
+    return pandas.concat([rows.drop(columns="masks", errors="ignore"), whose.rename("masks")], axis=1)
 
 
 def holes(rows: pandas.DataFrame, across: str, value: str = "malicious") -> pandas.DataFrame:
