@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.page import publish
 from src import layout
 from src.experiments.rows import measured
-from src.saliency import SMALLEST
+from src.layers import SMALLEST
 
 RESULTS = Path(__file__).parents[1] / "results" / "layouts.csv"
 MOST = 16  # maps and decoys of a model that are tested, spread evenly from its first layer to its last
