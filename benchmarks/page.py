@@ -51,7 +51,14 @@ def photographs(rows: pandas.DataFrame) -> pandas.DataFrame:
         "peak, MB": rows["device_mb"].fillna(rows["peak_mb"]).round()})
 
 
-TABLES = {one.__name__: one for one in (speed, memory, scale, photographs)}
+def layouts(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Of how many outputs it was told right whether and how they are maps of the image."""
+    return rows[["library", "model", "side"]].assign(**{
+        "maps": rows["maps"], "read rightly": rows["read"], "refused": rows["refused"], "misread": rows["misread"],
+        "decoys": rows["decoys"], "taken for maps": rows["decoys_misread"]})
+
+
+TABLES = {one.__name__: one for one in (speed, memory, scale, photographs, layouts)}
 
 
 def section(name: str) -> str:
