@@ -53,6 +53,7 @@ def photographs(rows: pandas.DataFrame) -> pandas.DataFrame:
 
 def layouts(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Of how many outputs it was told right whether and how they are maps of the image."""
+    rows = rows.sort_values(["library", "model"])
     return rows[["library", "model", "side"]].assign(**{
         "maps": rows["maps"], "read rightly": rows["read"], "refused": rows["refused"], "misread": rows["misread"],
         "decoys": rows["decoys"], "taken for maps": rows["decoys_misread"]})
