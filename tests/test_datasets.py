@@ -64,7 +64,8 @@ def test_a_download_gives_what_is_missing(gzipped, tmp_path, monkeypatch):
 DAMAGED = gzip.compress(b"others", mtime=0)
 
 
-@pytest.mark.parametrize("content", [None, b"no gzip", DAMAGED, DAMAGED[:-9], DAMAGED[:10] + b"\xff" * 30])
+@pytest.mark.parametrize("content", [None, b"no gzip", DAMAGED, DAMAGED[:-9],
+                                     gzip.compress(b"", mtime=0)[:10] + b"\xff" * 30])
 def test_damaged_mnist_is_named_and_never_used(content, gzipped, tmp_path):
     damaged = gzipped / "t10k-images-idx3-ubyte.gz"
     damaged.unlink()

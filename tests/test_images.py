@@ -187,7 +187,7 @@ class Stream(torchs.IterableDataset, Items):
     ([], {}, "index"), (Stream((X, 0)), {}, "list"), (((X, 0) for _ in range(2)), {}, "list"),
     ({"train": [(X, 0)]}, {}, "got a dict"), ("photos", {}, "load_folder"), (Path("photos"), {}, "load_folder"),
     ([X], {}, "item 0 "), ([("a.jpg", 0)], {}, "got a str"),
-    (DataLoader([(X, 0)] * 6, sampler=torchs.SubsetRandomSampler([0, 3])), {}, "got 2; pass a Subset"),
+    (DataLoader([(X, 0)] * 6, sampler=torchs.SubsetRandomSampler([0, 3])), {}, "draws 2; pass a Subset"),
     (ConcatDataset([NAMED, Items((X, 0), classes=["fox", "cat"])]), {}, "same classes"),
     ([(X, 0, 1, 2)], {}, "image="), ([(X, 1, torch.tensor([1, 0]))], {}, r"got Tensor tensor\(\[1, 0\]\)"),
     ([{"img": X, "label": 0}], {}, "expected image among img, label"), ([(X, 0), (X, 1, 2)], {}, "in all of them"),

@@ -41,7 +41,10 @@ class Images:
         return len(self.labels)
 
     def with_classes(self, classes: Sequence[str]) -> "Images":
-        """The same images, labelled as in another list of classes: matched by name, those without names by number."""
+        """The same images, labelled as in another list of classes, of which some may not occur here.
+
+        Classes are matched by name, those that have none by number; ValueError: one is not in the list.
+        """
         if self.numbered and len(self.classes) <= len(classes):
             return replace(self, classes=tuple(classes), numbered=False)
         if unknown := [name for name in self.classes if name not in classes]:
@@ -157,7 +160,8 @@ def _check_loader(loader: DataLoader) -> None:
     """Each item of a loader's data set is taken once, as it is: name what else the loader does to them."""
     sampler = loader.sampler
     if isinstance(sampler, Sized) and len(sampler) != len(loader.dataset):
-        raise ValueError(f"expected a sampler over all {len(loader.dataset)} items, got {len(sampler)}; pass a Subset")
+        raise ValueError(f"expected a DataLoader over all of its {len(loader.dataset)} items, got one whose sampler "
+                         f"draws {len(sampler)}; pass a Subset")
     plain = type(sampler) in (torchs.SequentialSampler, torchs.RandomSampler) and not vars(sampler).get("replacement")
     if not plain or loader.batch_size is None or loader.collate_fn is not torchs.default_collate:
         warnings.warn("each item of the DataLoader's data set is taken once, as it is, without the loader's "

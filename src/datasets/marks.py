@@ -81,8 +81,10 @@ class SpuriousImagenette(Images):
 
 
 def draw_marks(images: Tensor, marked: Tensor, corners: Tensor, diameter: int, opacity: float) -> Tensor:
-    """Draw discs, the box around each at `corners` (N, 2), or one for all, into those of the images (N, 3, H, W) uint8
-    that are marked; return their pixels, (N, H, W) bool."""
+    """Draw discs into those of the images (N, 3, H, W) uint8 that are marked; return their pixels, (N, H, W) bool.
+
+    corners: (N, 2) int64 or one for all, top and left of the box around the disc; diameter: pixels.
+    """
     away = torch.arange(diameter) - (diameter - 1) / 2
     disc = torch.nonzero(away[:, None] ** 2 + away ** 2 <= (diameter / 2) ** 2)
     index = torch.nonzero(marked)  # (n, 1); rows and columns: (n, pixels of the disc)

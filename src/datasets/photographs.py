@@ -78,6 +78,7 @@ class CelebA(Files):
     """CelebA (Liu et al. 2015): is the hair blond? Attribute: male, which goes with not blond.
 
     202,599 faces, 178x218, 162,770 to train. Non-commercial research only.
+
     root: the folder with `img_align_celeba/` and either `list_attr_celeba.txt` and `list_eval_partition.txt` (the
     official folder) or the same two as `.csv` (Kaggle's `jessicali9530/celeba-dataset`).
     """
