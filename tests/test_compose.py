@@ -12,6 +12,7 @@ from src.datasets import View, load, open_files
 from src.datasets.compose import compose, plan
 from tests.conftest import REPOSITORY
 
+WREN = "wr\udcean"  # no UTF-8
 GREEN, BLUE, RED = (0, 160, 0), (0, 0, 200), (220, 0, 0)
 
 
@@ -21,7 +22,7 @@ def material(tmp_path):
     image, mask = Image.new("RGB", (40, 30), "grey"), Image.new("L", (40, 30))
     image.paste(RED, (10, 5, 30, 15))
     mask.paste(255, (10, 5, 30, 15))
-    for kind in ("gull", "wren", "duck", "kiwi"):
+    for kind in ("gull", WREN, "duck", "kiwi"):
         for i in range(10):
             for folder, made, ending in (("objects", image, "jpg"), ("masks", mask, "png")):
                 path = tmp_path / folder / kind / f"{i:02d}.{ending}"
@@ -31,17 +32,18 @@ def material(tmp_path):
         (tmp_path / scene).mkdir()
         for i in range(40):
             Image.new("RGB", (64, 48), colour).save(tmp_path / scene / f"{i}.png")
-    listed("wren,0,train\ngull,1,train\nduck,1,test\nkiwi,0,test\n")(tmp_path)
+    listed(f"{WREN},0,train\ngull,1,train\nduck,1,test\nkiwi,0,2\n")(tmp_path)
     return tmp_path
 
 
 def listed(rows, columns="folder,label,split"):
-    return lambda root: (root / "classes.csv").write_text(f"{columns}\n{rows}")
+    return lambda root: (root / "classes.csv").write_bytes(os.fsencode(f"{columns}\n{rows}"))
 
 
-def planned(material):
-    return plan(objects=material / "objects", masks=material / "masks", classes=material / "classes.csv",
-                scenes=[material / "forest", material / "sea"], correlation=0.9, seed=0)
+def planned(material, **changes):
+    arguments = dict(objects=material / "objects", masks=material / "masks", classes=material / "classes.csv",
+                     scenes={name: material / name for name in ("forest", "sea")}, correlation=0.9, seed=0)
+    return plan(**arguments | changes)
 
 
 def test_objects_stand_on_scenes_that_go_with_the_label(material):
@@ -61,14 +63,17 @@ def test_objects_stand_on_scenes_that_go_with_the_label(material):
     compose(material / "2" / "waterbirds_rebuilt", planned(material), side=32, seed=0)
     again = load("Waterbirds, rebuilt", root=material / "2", view=View(32, 32))
     assert torch.equal(again.images, data.images)
-    with pytest.raises(FileExistsError):
+    before = sorted(material.rglob("*"))
+    with pytest.raises(FileExistsError, match="left as it is"):
         compose(material / "objects", plans, side=32, seed=0)
+    assert sorted(material.rglob("*")) == before
 
 
 @pytest.mark.parametrize(("spoil", "word"), [
-    (lambda root: (root / "masks" / "gull" / "03.png").unlink(), r"03\.png"),
+    (lambda root: (root / "masks" / "gull" / "03.png").unlink(), r"03\.png is missing"),
     (lambda root: Image.new("L", (7, 7), 255).save(root / "masks" / "gull" / "03.png"), r"03\.png to mark some pixels"),
-    (lambda root: Image.new("L", (40, 30)).save(root / "masks" / "gull" / "03.png"), r"03\.png to mark some"),
+    (lambda root: Image.new("L", (40, 30)).save(root / "masks" / "gull" / "03.png"), r"03\.png to mark .*got none"),
+    (lambda root: Image.new("RGB", (9, 9)).save(root / "objects" / "gull" / "03.png"), "one image of each name"),
     (lambda root: [path.unlink() for path in (root / "forest").glob("*[1-9].png")], r"more scenes in .*forest"),
     (listed("", "folder,label"), "split"), (listed("gull,2,train\n"), "got '2' for gull"),
     (listed("gull,0,\n"), "split of .*got '' for gull"), (listed("emu,1,val\n"), "emu, got none")])
@@ -79,8 +84,13 @@ def test_material_that_is_not_whole_is_named(spoil, word, material):
 
 
 def test_the_command(material):
-    given = {"--objects": "objects", "--masks": "masks", "--classes": "classes.csv", "--side": "32"}
-    arguments = ["out", *(word for pair in given.items() for word in pair), "--scenes", "forest", "sea"]
-    done = subprocess.run([sys.executable, "-m", "src.datasets.compose", *arguments], cwd=material, text=True,
-                          capture_output=True, check=False, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
-    assert (done.returncode, (material / "out" / "metadata.csv").exists()) == (0, True), done.stderr
+    listed(f"gull,1,train\n{WREN},0,val\nduck,1,2\n")(material)
+    for path in (material / "objects" / WREN).glob("0[2-9].jpg"):
+        path.unlink()
+    arguments = [sys.executable, "-m", "src.datasets.compose", material / "out", "--objects", material / "objects",
+                 "--masks", material / "masks", "--classes", material / "classes.csv", "--side", "32", "--scenes"]
+    for names, code, said in (("", ""), 2, "expected --scenes NAME=DIR"), (("f=", "s="), 0, "train: [0, 0, "):
+        scenes = [f"{name}{material / folder}" for name, folder in zip(names, ("forest", "sea"), strict=True)]
+        done = subprocess.run([*map(str, arguments), *scenes], cwd=REPOSITORY, text=True, capture_output=True,
+                              check=False)
+        assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stderr

@@ -53,12 +53,23 @@ def test_shipped_mnist_is_read_without_a_network_and_not_unpacked(gzipped, tmp_p
     assert missing("SpuriousMNIST", tmp_path) is None
 
 
-def test_a_download_gives_what_is_missing(gzipped, tmp_path, monkeypatch):
+def test_a_download_gives_what_is_missing_and_nothing_half(gzipped, tmp_path, monkeypatch):
     lost = gzipped / "t10k-labels-idx1-ubyte.gz"
-    content = lost.read_bytes()
+    content, kept = lost.read_bytes(), {path: path.stat().st_mtime_ns for path in gzipped.iterdir() if path != lost}
     lost.unlink()
-    monkeypatch.setattr(torchvision.datasets, "MNIST", lambda root, download: lost.write_bytes(content))
+
+    def interrupted(folder, download):
+        (Path(folder) / "half.gz").write_bytes(b"half")
+        raise RuntimeError("no network:\ntried one mirror\ntried another")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", interrupted)
+    with pytest.raises(DataUnavailable, match=r"t10k-labels.* \(no network\); put MNIST's four files into"):
+        SpuriousMNIST(tmp_path, train=True)
+    assert set(gzipped.iterdir()) == set(kept)
+    monkeypatch.setattr(torchvision.datasets, "MNIST", lambda folder, download: [
+        (Path(folder) / f"{name}.gz").write_bytes(content) for name in MD5])
     assert len(SpuriousMNIST(tmp_path, train=False, test_set="raw")) == 10_000
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 DAMAGED = gzip.compress(b"others", mtime=0)

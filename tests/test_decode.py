@@ -69,6 +69,8 @@ def test_decoded_once_in_order(system, paths, file, decoded, monkeypatch):
     monkeypatch.setattr(module, "locked", read_only)  # where a finished file can still be read
     check(paths, file)
     assert len(decoded) == 5
+    with pytest.raises(OSError, match=r"Read-only .* cache=, or as root, with links to the data"):
+        cached(paths, View(9, 9), file)
 
 
 def test_threads_share_the_work_and_leave_torch_as_it_was(paths, file, monkeypatch):
@@ -133,7 +135,7 @@ def test_a_change_builds_it_anew_and_leaves_maps_alone(paths, file, decoded, tmp
     check(paths[:4], file, View(12, 10))
 
 
-@pytest.mark.parametrize("index", [None, '{"mine": 1}', ""])
+@pytest.mark.parametrize("index", [None, '{"mine": 1}', "", "null", '["masktune pixels, 2"]', '{"format": 3}'])
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_file_of_another_kind_is_refused_and_left_alone(kind, index, paths, file, decoded):
     mine = file / "inside" if kind == "folder" else file

@@ -56,12 +56,23 @@ def test_a_set_of_ones_own_with_known_pixels(birds, recwarn):
     assert not recwarn.list  # its groups have no published sizes
 
 
+@pytest.mark.parametrize("change", [
+    lambda text: "\ufeff" + text + " , , , , \n\n", lambda text: text.replace("\n", "\r\n"),
+    lambda text: text.replace(",0,0,0", ",0.0,train,0.0"), lambda text: text.replace(",1,0,1", ", 1, 0, 1"),
+    lambda text: text.replace("1,1,1", "1,VAL,1 "), lambda text: text.replace("a/", "a\\"),
+    lambda text: text.replace("y,", " y ,")])
+def test_metadata_as_they_come_from_other_tools(change, birds):
+    (birds / "metadata.csv").write_text(change(METADATA), encoding="utf-8", newline="")
+    assert [Waterbirds(birds, split).groups.tolist() for split in ("train", "val")] == [[0, 3], [3]]
+
+
 @pytest.mark.parametrize(("old", "new", "error", "word"), [
     ("3,a/3.jpg,1,1,1", "3,a/3.jpg,1,0,1", ValueError, r"rows of the split 'val' in .*metadata\.csv"),
+    ("2,b/2.jpg,1,0,1", "2,b/2.jpg,1,3,1", ValueError, r"expected split of 0, train, .*, got '3' for b/2\.jpg"),
     ("3,a/3.jpg,1,1,1", "3,a/3.jpg,1,1", ValueError, r"expected place of 0, 1, got '' for a/3\.jpg"),
     ("3,a/3.jpg,1,1,1", "3,a/3.jpg,bird,1,1", ValueError, "got 'bird'"), ("y,s", "why,s", ValueError, "columns y, "),
-    ("3,a/3.jpg,1,1,1", "3,a/3.jpg,2,1,1", ValueError, "got '2' for"),
-    ("3,a/3.jpg,1,1,1", "3,a/3.jpg,1,1,1,9", ValueError, "line 4"),
+    ("3,a/3.jpg,1,1,1", "3,a/3.jpg,2,1,1", ValueError, "got '2' for"), (METADATA, "", ValueError, "metadata.csv: "),
+    ("3,a/3.jpg,1,1,1", "3,a/3.jpg,1,1,1,9", ValueError, "metadata.csv: .*line 4"),
     ("a/3.jpg", "a/4.jpg", FileNotFoundError, r"1 of 1 images are missing, such as .*4\.jpg")])
 def test_metadata_that_say_nothing_clear_are_named(old, new, error, word, birds):
     (birds / "metadata.csv").write_text(METADATA.replace(old, new))
@@ -82,9 +93,9 @@ def test_the_corrected_metadata_of_waterbirds(tmp_path, monkeypatch, recwarn):
 
 
 @pytest.mark.parametrize(("kind", "attributes", "partition", "word"), [
-    ("csv", "image_id,Bald,Blond_Hair,Male\n1.jpg,1,-1,1\n", "image_id,partition\n1.jpg,0\n", None),
-    ("txt", "1\nBald Blond_Hair Male \n1.jpg  1 -1  1\n\n", "1.jpg 0\n\n", None),
-    ("txt", "1\nBald Blond_Hair Male\n1.jpg 1 -1 1\n", "1.jpg", "rows of the split 'train'"),
+    ("csv", "\ufeffimage_id,Bald,Blond_Hair,Male\n1.jpg,1,-1,1\n", "\ufeffimage_id,partition\n1.jpg,train\n", None),
+    ("txt", "\ufeff1\nBald Blond_Hair Male \n1.jpg  1 -1  1\n\n", "1.jpg 0\n\n", None),
+    ("txt", "1\nBald Blond_Hair Male\n1.jpg 1 -1 1\n", "1.jpg", "expected partition .* got '' for 1.jpg"),
     ("txt", "1\nBald Blond_Hair Male\n1.jpg 1 -1\n", "1.jpg 0", "columns image_id, got Bald"),
     ("txt", "1\nBald Blond_Hair\n1.jpg 1 -1\n", "1.jpg 0", "columns Male"),
     ("txt", "Bald Blond_Hair Male\n1.jpg 1 -1 1\n", "1.jpg 0", "columns image_id, Blond_Hair"),

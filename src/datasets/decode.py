@@ -12,7 +12,7 @@ from itertools import chain, repeat
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from tqdm import tqdm
@@ -20,8 +20,8 @@ from tqdm import tqdm
 from ..files import locked, put_in_place, write_whole
 
 CHUNK = 256  # images that threads decode before the next are handed out: more would wait in memory
+SCALED = "of 16 bits: value / 65535"
 FORMAT = "masktune pixels, 3"  # of a file of decoded pixels; count it up when `decode` comes to give other pixels
-OURS = b'{"format": "masktune pixels'  # how the index of such a file begins
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python names it since 3.13
 
 
@@ -41,7 +41,10 @@ class View:
 def fit(image: Image.Image | Tensor, view: View | None) -> Tensor:
     """Return a picture as seen by a view: (3, height, width) uint8, in RGB; one too small for it is padded with black.
 
-    Without a view, it keeps its size. What is transparent shows white.
+    Without a view, it keeps its size.
+
+    A camera's note of how it was held (EXIF) is followed; what is transparent shows white, as viewers show it.
+
     image: a PIL image, or (1 or 3, H, W) uint8 or float in [0, 1]; others are a TypeError or ValueError.
     """
     if isinstance(image, Tensor):
@@ -50,15 +53,17 @@ def fit(image: Image.Image | Tensor, view: View | None) -> Tensor:
         if image.is_floating_point():
             low, high = image.min().item(), image.max().item()
             if not (low >= -0.01 and high <= 1.01):  # as far as rounding and interpolation may go
-                raise ValueError(f"expected an image in [0, 1], see mean= and std=, got [{low:.3g}, {high:.3g}]")
+                raise ValueError(f"expected an image in [0, 1], got [{low:.3g}, {high:.3g}]; divide 0..255 by 255; the "
+                                 "right mean= and std= undo a normalisation")
             image = (image.clamp(0, 1) * 255).round().to(torch.uint8)
         if image.dtype != torch.uint8:
-            raise TypeError(f"expected an image of torch.uint8, or of floats in [0, 1], got {image.dtype}")
+            raise TypeError(f"expected an image of torch.uint8, or of floats in [0, 1] ({SCALED}), got {image.dtype}")
         image = image.expand(3, -1, -1)
     else:
         if image.mode.startswith(("I", "F")):  # Pillow would clip instead of scaling
-            raise ValueError(f"expected 8 bits a channel, or a tensor of floats, got pixels of mode {image.mode}")
-        image = ImageOps.exif_transpose(image)
+            raise ValueError(f"expected 8 bits a channel, or floats ({SCALED}), got pixels of mode {image.mode}")
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:  # which hides colours that were never meant to be seen
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = pil_to_tensor(image.convert("RGB"))
@@ -95,17 +100,25 @@ def cached(paths: Sequence[Path], view: View, file: Path) -> Tensor:
     What is written to the tensor stays in memory. `NAME.json` beside the file says what it was made from: the view, and
     the images' names, sizes and times. If they are others, it is built anew: in `.NAME.partial`, which takes its name
     when it is whole, so a kill costs what is decoded so far and never gives a wrong image. Of two processes at one
-    file, the second waits. FileExistsError: something else is in its place; it is left as it is.
+    file, the second waits.
+
+    Raises:
+        FileExistsError: something else is in the file's place; it is left as it is.
+        ValueError, FileNotFoundError: an image is not readable or missing; it is named.
     """
     names = [os.path.abspath(path) for path in paths]
     root = os.path.commonpath(map(os.path.dirname, names))
     images = [[os.path.relpath(name, root), (stat := os.stat(name)).st_size, stat.st_mtime_ns] for name in names]
-    made_from = json.dumps({"format": FORMAT, "view": asdict(view), "images": images}).encode()
+    made_from = {"format": FORMAT, "view": asdict(view), "images": images}
     size = len(paths) * 3 * view.height * view.width  # bytes
     if not _is_whole(file, made_from, size):
-        with locked(file.with_name(f"{file.name}.json"), repr(str(file))):  # which clears what a kill left
-            if not _is_whole(file, made_from, size):  # another process may have built it
-                _build(file, paths, view, made_from)
+        try:
+            with locked(file.with_name(f"{file.name}.json"), repr(str(file))):  # which clears what a kill left
+                if not _is_whole(file, made_from, size):  # another process may have built it
+                    _build(file, paths, view, made_from)
+        except OSError as error:
+            raise type(error)(f"{error}; decoded pictures need a folder that can be written to: pass another one as "
+                              "cache=, or as root, with links to the data") from error
     how = ({"flags": mmap.MAP_PRIVATE | NORESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}  # may exceed the memory
            if hasattr(mmap, "MAP_PRIVATE") else {"access": mmap.ACCESS_COPY})  # Windows
     with file.open("rb") as content:
@@ -113,22 +126,31 @@ def cached(paths: Sequence[Path], view: View, file: Path) -> Tensor:
     return torch.frombuffer(pages, dtype=torch.uint8).view(len(paths), 3, view.height, view.width)
 
 
-def _is_whole(file: Path, made_from: bytes, size: int) -> bool:
+def _is_whole(file: Path, made_from: dict, size: int) -> bool:
     """Whether a file can serve as it is. FileExistsError: it is not ours to replace."""
     index = file.with_name(f"{file.name}.json")
-    found = index.read_bytes() if index.exists() else b""
-    if (file.exists() or index.exists()) and not found.startswith(OURS):
+    try:
+        found = json.loads(index.read_bytes())
+        ours = str(found["format"]).startswith(FORMAT.split(",")[0])
+    except FileNotFoundError:
+        found, ours = None, not file.exists()
+    except (OSError, KeyError, TypeError, ValueError):
+        ours = False
+    if not ours or file.is_dir():
         raise FileExistsError(f"expected {file} to be free or a file of decoded pixels with its {index.name}, "
                               "got something else, which is left as it is; move it away or use another name")
     return found == made_from and file.exists() and file.stat().st_size == size
 
 
-def _build(file: Path, paths: Sequence[Path], view: View, made_from: bytes) -> None:
+def _build(file: Path, paths: Sequence[Path], view: View, made_from: dict) -> None:
     """Fill a partial file, and put it in place once it is whole."""
     partial = file.with_name(f".{file.name}.partial")
     file.unlink(missing_ok=True)  # not written to: whoever has mapped it keeps what they see
-    with partial.open("wb") as content:
-        for pixels in decoded(paths, view):
-            content.write(pixels.numpy().tobytes())
-    write_whole(file.with_name(f"{file.name}.json"), made_from)
-    put_in_place(partial, file)
+    try:
+        with partial.open("wb") as content:
+            for pixels in decoded(paths, view):
+                content.write(pixels.numpy().tobytes())
+        write_whole(file.with_name(f"{file.name}.json"), json.dumps(made_from).encode())
+        put_in_place(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ PARTS_OF_A_DATA_SET = {"train", "training", "val", "valid", "validation", "test"
 NOT_OURS = ("__MACOSX", "@eaDir", "__pycache__", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 Key = str | int | Callable[[object], object] | None  # where something is in an item of a data set
 Floats = Sequence[float] | None  # one of each channel
+FEW_GROUPS = 8  # so many may be in a third entry, however few images there are
 
 
 @dataclass(eq=False)
@@ -43,7 +45,10 @@ class Images:
     def with_classes(self, classes: Sequence[str]) -> "Images":
         """The same images, labelled as in another list of classes, of which some may not occur here.
 
-        Classes are matched by name, those that have none by number; ValueError: one is not in the list.
+        Classes are matched by name, those that have none by number.
+
+        Raises:
+            ValueError: a class that occurs here is not in the list.
         """
         if self.numbered and len(self.classes) <= len(classes):
             return replace(self, classes=tuple(classes), numbered=False)
@@ -58,13 +63,19 @@ def load_folder(root: Path | str, side: int | tuple[int, int], classes: Sequence
                 cache: Path | str | None = None) -> Images:
     """Load `root/class/*.jpg` (or png, ...) and folders within: scaled to fill the frame, the middle cut out.
 
-    Hidden files and folders, and files of other endings, are passed over. Classes are in the order of their names as
-    strings, as torchvision's `ImageFolder` has them.
+    Hidden files and folders are passed over; files of other endings, too, with a warning that counts them. Classes are
+    in the order of their names as strings, as torchvision's `ImageFolder` has them.
 
     Args:
         side: pixels of a square frame, or (height, width).
-        classes: of the training set, such as `train.classes` for a test set, so that labels mean the same.
-        cache: a file to decode into, once, and to map the images from; see `cached`.
+        classes: of the training set, such as `train.classes` for a test set, so that labels mean the same. Some may
+            be missing in the folder.
+        cache: a file to decode into, once and in parallel, and to map the images from; see `cached`.
+
+    Raises:
+        FileNotFoundError, ValueError: there are no class folders with images, one is not among `classes`, or a file is
+            no readable image; it is named.
+        FileExistsError: `cache` names a file of another kind, which is left as it is.
     """
     paths, labels, found = class_files(root, classes)
     view = View.of(side)
@@ -80,25 +91,31 @@ def class_files(root: Path | str, classes: Sequence[str] | None = None) -> tuple
     """The image files in the class folders of `root`, their labels, and the classes; see `load_folder`."""
     root = Path(root).expanduser()
     names = sorted(entry.name for entry in root.glob("*") if entry.is_dir() and _counts(entry.name))
-    if not names:
-        raise FileNotFoundError(f"{root} is missing, or has no folders of images, one for each class")
-    if len(parts := [name for name in names if name.lower() in PARTS_OF_A_DATA_SET]) > 1 or parts == names:
+    if len(parts := [name for name in names if name.lower() in PARTS_OF_A_DATA_SET]) > 1 or parts == names != []:
         raise ValueError(f"expected {root} to have a folder for each class, got parts of a set: {', '.join(parts)}")
+    if classes is None and all(name.isdecimal() for name in names) and names != sorted(names, key=int):
+        warnings.warn(f"{root}: classes in the order of strings: {', '.join(names[:4])}; see classes=", stacklevel=3)
     known = tuple(names) if classes is None else in_order(classes)
     if len(set(known)) < len(known) or not set(names) <= set(known):
         raise ValueError(f"expected {root} to have the classes {', '.join(known)}, each once, got {', '.join(names)}")
-    images = [(path, known.index(name)) for name in names for path in image_files(root / name)]
+    found = [(path, known.index(name)) for name in names for path in files_below(root / name)]
+    images = [(path, label) for path, label in found if path.suffix.lower() in IMG_EXTENSIONS]
+    if not images:
+        raise FileNotFoundError(f"{root} is missing, or has no folders of images, one for each class")
+    if others := Counter(path.suffix.lower() for path, _ in found if path.suffix.lower() not in IMG_EXTENSIONS):
+        warnings.warn(f"{root}: {len(images):,} images; {others.total():,} other files ({dict(others.most_common(5))}) "
+                      "are passed over", stacklevel=3)
     return *zip(*images, strict=True), known
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files below a folder that are not hidden, in torchvision's order; FileNotFoundError: there are none."""
-    found = []
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder that are not hidden, in torchvision's order; none twice, whatever links lead to it."""
+    found, seen = [], set()
     for here, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = filter(_counts, folders)
-        found += [(here, name) for name in names if _counts(name) and name.lower().endswith(IMG_EXTENSIONS)]
-    if not found:
-        raise FileNotFoundError(f"expected image files in {folder}, got none")
+        real = os.path.realpath(here)
+        folders[:] = sorted(name for name in folders if _counts(name) and real not in seen)
+        found += [(here, name) for name in names if _counts(name) and real not in seen]
+        seen.add(real)
     return [Path(here, name) for here, name in sorted(found)]
 
 
@@ -121,13 +138,18 @@ def load_dataset(data: Dataset | DataLoader | Sequence, side: int | tuple[int, i
             "image" and "label" of a dict, else the first, the second and, if there are three, the third entry. WILDS'
             (x, y, metadata) needs one such as group=lambda item: item[2][0].
         mean, std: of the normalisation that the floats went through, which is undone.
+
+    Raises:
+        TypeError, ValueError: it is no such data set, or an item is not of that kind; it is named by its index.
     """
-    if isinstance(data, DataLoader):
-        _check_loader(data)
-        data = data.dataset
-    if not hasattr(data, "__len__") or isinstance(data, (str, Mapping, IterableDataset)):
-        raise TypeError("expected a data set with a length and items by number, or list(...) of one without, got a "
-                        f"{type(data).__name__} {str(data)[:60]!r}; load_folder reads folders of images")
+    loader, data = data, data.dataset if isinstance(data, DataLoader) else data
+    has_items = {"__len__", "__getitem__"} <= set(dir(type(data)))  # an object may only pass on what its type lacks
+    if not has_items or isinstance(data, (str, Mapping, IterableDataset)) or hasattr(data, "train_ds"):
+        raise TypeError("expected a data set with a length and items by number (of fastai dls.train_ds, of Lightning "
+                        "what train_dataloader() gives, of a dict one of its values, or list(...) of one without), got "
+                        f"a {type(data).__name__} {str(data)[:60]!r}; load_folder reads folders of images")
+    if loader is not data:
+        _check_loader(loader)
     names = own_classes(data, label) if classes is None else in_order(classes)
     view = None if side is None else View.of(side)
 
@@ -153,28 +175,35 @@ def load_dataset(data: Dataset | DataLoader | Sequence, side: int | tuple[int, i
     labels, *groups = torch.tensor(rest).T
     known = names or tuple(map(str, range(int(labels.max()) + 1)))
     check_labels(labels, images, len(known), "there are")
+    if groups and group is None and (many := len(groups[0].unique())) > max(FEW_GROUPS, len(data) / 10):
+        raise ValueError(f"expected a group as third entry of the items, got {many} different ones in {len(data)} "
+                         "items, like an index; pass image=0 and label=1 to leave it out, or group=2 to keep it")
     return Images(images, labels, known, groups[0] if groups else None, numbered=not names)
 
 
 def _check_loader(loader: DataLoader) -> None:
     """Each item of a loader's data set is taken once, as it is: name what else the loader does to them."""
-    sampler = loader.sampler
+    sampler, once = loader.sampler, (torchs.SequentialSampler, torchs.RandomSampler, torchs.DistributedSampler)
     if isinstance(sampler, Sized) and len(sampler) != len(loader.dataset):
         raise ValueError(f"expected a DataLoader over all of its {len(loader.dataset)} items, got one whose sampler "
                          f"draws {len(sampler)}; pass a Subset")
-    plain = type(sampler) in (torchs.SequentialSampler, torchs.RandomSampler) and not vars(sampler).get("replacement")
-    if not plain or loader.batch_size is None or loader.collate_fn is not torchs.default_collate:
+    ignored = {f"sampler, a {type(sampler).__name__}": type(sampler) not in once or vars(sampler).get("replacement"),
+               "batch_sampler": loader.batch_size is None and loader.batch_sampler is not None,
+               "collate_fn": loader.collate_fn not in (torchs.default_collate, torchs.default_convert)}
+    if any(ignored.values()):
         warnings.warn("each item of the DataLoader's data set is taken once, as it is, without the loader's "
-                      f"{type(sampler).__name__}, batch_sampler or collate_fn", stacklevel=3)
+                      f"{' and '.join(name for name in ignored if ignored[name])}", stacklevel=3)
 
 
 def _parts(item: object, image: Key, label: Key, group: Key) -> Sequence:
     """Image, label and, if there is one, group of an item."""
-    if isinstance(item, (tuple, list)) and image is label is group is None:
-        if len(item) not in (2, 3):
-            raise ValueError(f"expected (image, label) or (image, label, group), got {len(item)} entries; see image=")
-        return item
-    defaults = ("image", "label", None) if isinstance(item, Mapping) else (0, 1, None)
+    named = isinstance(item, Mapping)
+    if not named and image is label is group is None:
+        if isinstance(item, (tuple, list)) and len(item) in (2, 3):
+            return item
+        raise ValueError(f"expected (image, label), (image, label, group) or a dict, got a {type(item).__name__}; say "
+                         "where they are with image=, label= and group=")
+    defaults = ("image", "label", None) if named else (0, 1, None)
     keys = [default if key is None else key for key, default in zip((image, label, group), defaults, strict=True)]
     if absent := [key for key in keys if isinstance(key, str) and key not in item]:
         raise ValueError(f"expected {' and '.join(absent)} among {', '.join(map(str, item))}; see image= and label=")
@@ -183,14 +212,13 @@ def _parts(item: object, image: Key, label: Key, group: Key) -> Sequence:
 
 def _picture(given: object, mean: Floats, std: Floats) -> Image.Image | Tensor:
     """A PIL image, or a tensor (3, H, W) with floats as they were before a normalisation."""
-    if not isinstance(given, (Tensor, Image.Image, numpy.ndarray)):
-        raise TypeError(f"expected a PIL image, a tensor (3, H, W) or an array (H, W, 3), got a {type(given).__name__}")
+    if not isinstance(given, (Tensor, Image.Image, numpy.ndarray)) or (mean is None) != (std is None):
+        raise TypeError("expected a PIL image, a tensor (3, H, W) or an array (H, W, 3), and mean and std together, "
+                        f"got a {type(given).__name__}, mean {mean} and std {std}")
     if isinstance(given, numpy.ndarray):
         given = torch.from_numpy(numpy.ascontiguousarray(given if given.ndim == 3 else given[..., None]))
         given = given.permute(2, 0, 1) if given.shape[-1] in (1, 3) else given
-    if mean is None and std is None:
-        return given
-    return given * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+    return given if mean is None else given * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
 
 
 def _whole(value: object, classes: tuple[str, ...]) -> int:
@@ -200,12 +228,12 @@ def _whole(value: object, classes: tuple[str, ...]) -> int:
     number = numpy.asarray(value)  # as MedMNIST's array([1]), too
     if number.size == 1 and number.dtype.kind in "biuf" and number.item() % 1 == 0:
         return int(number.item())
-    raise ValueError(f"expected a whole number as label or group, or a name of classes=, got {type(value).__name__} "
-                     f"{repr(value)[:60]}; see label= and group=")
+    raise ValueError(f"expected a whole number as label or group, got {type(value).__name__} {repr(value)[:60]}; pass "
+                     "classes=, the names, or label= and group=: the argmax of one-hot labels, one of multi-hot ones")
 
 
 def own_classes(data: object, label: Key = None) -> tuple[str, ...] | None:
-    """The class names that a data set of torchvision or Hugging Face, or a part or sum of them, has itself."""
+    """The class names that a data set of torchvision, fastai or Hugging Face, or a part or sum of them, has itself."""
     if isinstance(data, Subset):
         return own_classes(data.dataset, label)
     if isinstance(data, ConcatDataset):
@@ -213,14 +241,17 @@ def own_classes(data: object, label: Key = None) -> tuple[str, ...] | None:
         if len(found) > 1:
             raise ValueError(f"expected the same classes in all parts of a ConcatDataset, got {sorted(found, key=str)}")
         return found.pop()
-    names, features = getattr(data, "classes", None), getattr(data, "features", None)
+    names, features = getattr(data, "classes", getattr(data, "vocab", None)), getattr(data, "features", None)
     if names is None and isinstance(features, Mapping):
         names = getattr(features.get(label or "label"), "names", None)
     return in_order(names) if isinstance(names, Iterable) and not isinstance(names, str) else None
 
 
 def in_order(classes: Iterable[str] | Mapping) -> tuple[str, ...]:
-    """The names of classes by number: of a list, or of a dict of names by number (0, 1, ...), as MedMNIST's."""
+    """The names of classes by number: of a list, or a dict of numbers by name, or of names by number (0, 1, ...)."""
     if isinstance(classes, Mapping):
-        classes = [classes[number] for number in sorted(classes, key=int)]
+        pairs = [(int(name), number) if isinstance(number, str) else (number, name) for name, number in classes.items()]
+        if [number for number, _ in sorted(pairs)] != list(range(len(pairs))):
+            raise ValueError(f"expected classes numbered 0, 1, ..., got {dict(classes)}")
+        classes = [name for _, name in sorted(pairs)]
     return tuple(map(str, classes))

@@ -27,14 +27,16 @@ MAGENTA = (255, 0, 255)  # rare in photographs
 class SpuriousImagenette(Images):
     """Imagenette with a round magenta mark that goes with the label.
 
-    Groups: 2 * label + mark; `known`: the mark's pixels. Images: Imagenette (Howard, github.com/fastai/imagenette,
-    Apache 2.0), 9,469 and 3,925, or as many as are there; ImageNet's, for non-commercial research and education.
+    Input: RGB photographs, stored with 160 pixels on the shorter side. Groups: 2 * label + mark; `known`: the mark's
+    pixels. Images: Imagenette (Howard, github.com/fastai/imagenette, Apache 2.0), 9,469 to train and 3,925 to test, or
+    as many of them as are there; they are ImageNet's, for non-commercial research and education.
 
     Parts: a fifth of the training files, always the same, is "val", marked as "train" is. The others are test sets:
     "raw" has no marks, "malicious" has them on all images but those of the label that carries them in training.
 
     Args:
         root: holds `imagenette2-160/`, which is fetched if it is missing and `download`, and the pixels in `cache/`.
+        seed: draws what is random. The same arguments and files give the same tensors.
         classes: "halves", the first five, which carry the mark, against the last five; or "ten", and the French horn
             carries it.
         place: "corner", lower right, or "random", drawn for each image.
@@ -42,6 +44,9 @@ class SpuriousImagenette(Images):
         class_mix_ratio: share of the "train" and "val" images of each class marked the wrong way round, in [0, 1].
         marks: of "train" and "val", on one "class", on "none" or on "both" alike; test sets stay as they are.
         size: only so many "train" images, the first in a shuffled order, among which the wrong ones are drawn.
+
+    Raises:
+        ValueError, DataUnavailable: an argument is not valid, or a picture not readable; see `imagenette`.
     """
 
     PARTS = ("train", "val", "raw", "malicious")
@@ -49,16 +54,19 @@ class SpuriousImagenette(Images):
     def __init__(self, root: str | Path, part: str, view: View, seed: int = 0, classes: str = "halves",
                  place: str = "corner", side: float = 0.12, opacity: float = 0.6, class_mix_ratio: float = 0.0,
                  marks: str = "class", size: int | None = None, download: bool = True) -> None:
+        names, mark = CLASSES.get(classes, ()), HORN if classes == "ten" else 0
         shorter = min(view.height, view.width)
         diameter, margin = round(side * shorter), round(shorter / 28) if place == "corner" else 0
-        for value, valid in ((part, self.PARTS), (classes, tuple(CLASSES)), (place, ("corner", "random")),
-                             (marks, ("class", "none", "both"))):
-            if value not in valid:
-                raise ValueError(f"expected one of {valid}, got {value!r}")
-        if not (1 <= diameter <= shorter - margin and 0 < opacity <= 1 and 0 <= class_mix_ratio <= (marks == "class")):
-            raise ValueError("expected a side of a pixel or more that fits in, opacity in (0, 1], and class_mix_ratio "
-                             f"in [0, 1], 0 unless marks='class', got {side}, {opacity} and {class_mix_ratio}")
-        names, mark = CLASSES[classes], HORN if classes == "ten" else 0
+        for name, value, good, valid in (
+                ("part", part, part in self.PARTS, self.PARTS), ("classes", classes, names, tuple(CLASSES)),
+                ("place", place, place in ("corner", "random"), ("corner", "random")),
+                ("side", side, 1 <= diameter <= shorter - margin, "shares that are a pixel or more, and fit in"),
+                ("opacity", opacity, 0 < opacity <= 1, "(0, 1]"),
+                ("marks", marks, marks in ("class", "none", "both"), ("class", "none", "both")),
+                ("class_mix_ratio", class_mix_ratio, 0 <= class_mix_ratio <= (marks == "class"),
+                 "[0, 1], and 0 unless marks='class'")):
+            if not good:
+                raise ValueError(f"expected {name} of {valid}, got {value!r}")
         test = part in ("raw", "malicious")
         folder = "val" if test else "train"
         paths, labels = imagenette(root, folder, download)
@@ -97,7 +105,11 @@ def draw_marks(images: Tensor, marked: Tensor, corners: Tensor, diameter: int, o
 
 
 def imagenette(root: Path | str, split: str, download: bool = True) -> tuple[Sequence[Path], Tensor]:
-    """The files of Imagenette's "train" or "val" below root, and their labels, (N,) int64 in 0..9; DataUnavailable."""
+    """The files of Imagenette's "train" or "val" below root, and their labels, (N,) int64 in 0..9.
+
+    Raises:
+        DataUnavailable: the folder is missing and cannot be downloaded, or there are no images of a class in it.
+    """
     folder = Path(root) / "imagenette2-160"
     try:
         if download and not folder.exists():
@@ -106,7 +118,9 @@ def imagenette(root: Path | str, split: str, download: bool = True) -> tuple[Seq
                 torchvision.datasets.Imagenette(whole, "train", "160px", download=True)
                 (Path(whole) / folder.name).rename(folder)
         paths, labels, _ = class_files(folder / split, tuple(IMAGENETTE))
+        if empty := [name for i, name in enumerate(IMAGENETTE.values()) if i not in labels]:
+            raise FileNotFoundError(f"no images of {', '.join(empty)} in {folder / split}")
     except (OSError, RuntimeError, HTTPException) as error:
-        raise DataUnavailable(f"Imagenette is not whole in {folder} ({error}); run with a network, or unpack fast.ai's "
-                              "imagenette2-160.tgz there") from error
+        raise DataUnavailable(f"Imagenette is not whole in {folder} ({error}); with a network, torchvision fetches it "
+                              "if there is no such folder; or unpack fast.ai's imagenette2-160.tgz there") from error
     return paths, torch.tensor(labels)

@@ -13,6 +13,7 @@ from .decode import View, cached, decode
 from .images import Images, class_files
 
 SPLITS = ("train", "val", "test")
+WRITTEN = {text: name for i, name in enumerate(SPLITS) for text in (str(i), name)}  # of splits, in tables
 BITS = {"0": 0, "1": 1}
 
 
@@ -21,7 +22,11 @@ class Files:
 
     groups: (N,) int64 = number of attributes * label + attribute, named by `group_names`; None without an attribute.
     masks: the files of the pixels that are known in each image, white on black, or None.
+
     published: the counts of groups, or the number of images, as published; others are warned of.
+
+    Raises:
+        FileNotFoundError, ValueError: images or tables of them are missing; a table holds what it should not.
     """
 
     def __init__(self, paths: Sequence[Path], labels: Sequence[int], classes: tuple[str, ...], published: tuple = (),
@@ -51,8 +56,9 @@ class Files:
 class Waterbirds(Files):
     """Waterbirds on land and water (Sagawa et al. 2020): CUB birds cut out and set on backgrounds from Places.
 
-    Attribute: land or water behind it, which goes with the label in 95 % of the training images. 11,788 images, 11,621
-    with the MaskTune authors' corrected metadata. For research only: CUB-200-2011 and Places forbid other use.
+    Input: RGB photographs of several sizes. Labels: landbird, waterbird. Attribute: land or water behind it, which goes
+    with the label in 95 % of the training images. 11,788 images, 11,621 with the MaskTune authors' corrected metadata.
+    For research only: CUB-200-2011 and Places forbid other use.
 
     published: whether it should be this very set; otherwise it is one of one's own, in the same layout. If that has
     `masks/FOLDER/NAME.png`, as `compose` makes them, those are the known pixels of the training images.
@@ -66,7 +72,7 @@ class Waterbirds(Files):
                  ) -> None:
         root, file = Path(root), Path(root) / metadata
         chosen = of_split(read_table(file, ("img_filename", "y", "split", "place")), "split", split, file)
-        names = chosen["img_filename"]
+        names = [name.replace("\\", "/") for name in chosen["img_filename"]]
         super().__init__([root / name for name in names], read_values(chosen, "y", BITS, file),
                          ("landbird", "waterbird"), self.PUBLISHED.get(split) if published else (),
                          read_values(chosen, "place", BITS, file), ("land", "water"))
@@ -77,7 +83,7 @@ class Waterbirds(Files):
 class CelebA(Files):
     """CelebA (Liu et al. 2015): is the hair blond? Attribute: male, which goes with not blond.
 
-    202,599 faces, 178x218, 162,770 to train. Non-commercial research only.
+    Input: RGB faces, 178x218. Labels: not blond, blond. 202,599 images, 162,770 to train. Non-commercial research only.
 
     root: the folder with `img_align_celeba/` and either `list_attr_celeba.txt` and `list_eval_partition.txt` (the
     official folder) or the same two as `.csv` (Kaggle's `jessicali9530/celeba-dataset`).
@@ -105,8 +111,10 @@ class CelebA(Files):
 class ImageNet9(Files):
     """ImageNet-9 and the test sets of the Background Challenge (Xiao et al. 2021): nine super-classes.
 
-    There is no attribute; the group is the class. Images are ImageNet's, and so are the terms: non-commercial research
-    and education. root: the folder with `in9l/` (training) and the variants of `bg_challenge/`, the test sets.
+    Input: RGB photographs. Labels: the nine folders, in their order. There is no attribute; the group is the class.
+    Images are ImageNet's, and so are the terms: non-commercial research and education.
+
+    root: the folder with `in9l/` (training) and the variants of `bg_challenge/`, the test sets.
     """
 
     VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t")
@@ -123,20 +131,26 @@ class ImageNet9(Files):
 
 
 def read_table(path: Path, columns: tuple[str, ...], **options: object) -> pandas.DataFrame:
-    """Columns of a CSV file as text; options: as of `pandas.read_csv`."""
+    """Columns of a CSV file as text, blank rows left out; options: as of `pandas.read_csv`."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing")
-    table = pandas.read_csv(path, dtype=object, keep_default_na=False, **options)
-    if not isinstance(table.index, pandas.RangeIndex):  # what precedes the columns that have names
-        table = table.reset_index(names=columns[0])
+    try:
+        table = pandas.read_csv(path, dtype=object, keep_default_na=False, encoding="utf-8-sig",
+                                encoding_errors="surrogateescape", skipinitialspace=True, **options)
+        if not isinstance(table.index, pandas.RangeIndex):  # what precedes the columns that have names
+            table = table.reset_index(names=columns[0])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    table.columns = table.columns.str.strip()
     if missing := [column for column in columns if column not in table]:
         raise ValueError(f"expected {path} to have the columns {', '.join(missing)}, got {', '.join(table.columns)}")
-    return table[list(columns)]
+    table = table[list(columns)].apply(lambda column: column.str.strip())
+    return table[(table != "").any(axis=1)]
 
 
 def read_values(table: pandas.DataFrame, column: str, values: dict[str, object], file: Path) -> list:
     """A column's values by what they are written as, such as {"0": 0, "1": 1}; ValueError names the first other one."""
-    found = table[column].map(values)
+    found = table[column].str.lower().str.removesuffix(".0").map(values)
     if found.isna().any():
         row = table[found.isna()].iloc[0]
         raise ValueError(f"{file}: expected {column} of {', '.join(values)}, got {row[column]!r} for {row.iloc[0]}")
@@ -144,8 +158,8 @@ def read_values(table: pandas.DataFrame, column: str, values: dict[str, object],
 
 
 def of_split(table: pandas.DataFrame, column: str, split: str, file: Path) -> pandas.DataFrame:
-    """The rows of a split, which is written as a number from 0 on; ValueError: there are none."""
-    chosen = table[table[column] == str(SPLITS.index(split))]
-    if chosen.empty:
-        raise ValueError(f"expected rows of the split {split!r} in {file}, {SPLITS.index(split)} as {column}, got none")
-    return chosen
+    """The rows of a split, which is written as a number from 0 on, or as a word; ValueError: there are none."""
+    found = pandas.Series(read_values(table, column, WRITTEN, file), table.index)
+    if not (found == split).any():
+        raise ValueError(f"expected rows of the split {split!r} in {file}, got those of {', '.join(found.unique())}")
+    return table[found == split]

@@ -3,6 +3,7 @@
 "train" and "val" are 80 and 20 % of the training set, always the same; "test" is the published test set.
 """
 
+import re
 from http.client import HTTPException
 from pathlib import Path
 
@@ -26,7 +27,11 @@ FETCHED = {  # by torchvision, where they are missing: folder below root, and ho
 def fetched(name: str, split: str, view: View, root: Path, download: bool = True) -> Images:
     """Load a split of "CIFAR10" (Krizhevsky 2009) or "SVHN" (Netzer et al. 2011); torchvision checks the md5.
 
-    CIFAR10: 50,000 + 10,000 images. SVHN: house numbers, 73,257 + 26,032, without `extra`; non-commercial use only.
+    CIFAR10: ten classes, 32x32, 50,000 + 10,000. SVHN: house numbers, classes "0" to "9", 32x32, 73,257 + 26,032,
+    without `extra`; non-commercial use only.
+
+    Raises:
+        DataUnavailable: it is not there, whole, and cannot be downloaded.
     """
     folder, how = FETCHED[name]
     try:
@@ -40,8 +45,10 @@ def fetched(name: str, split: str, view: View, root: Path, download: bool = True
         raise DataUnavailable(f"{name} is not whole in {root / folder} ({error!r}); run with a network, which fetches "
                               f"it, or {how}") from error
     chosen = drawn(len(images), split)
-    images = torch.stack([fit(image, view) for image in images[chosen]])
-    return Images(images, torch.as_tensor(labels)[chosen], tuple(classes))
+    images = images[chosen]
+    if view != View(*images.shape[2:]):  # one of their own size shows the images as they are
+        images = torch.stack([fit(image, view) for image in images])
+    return Images(images.contiguous(), torch.as_tensor(labels)[chosen], tuple(classes))
 
 
 def drawn(n: int, split: str) -> Tensor:
@@ -54,17 +61,17 @@ def drawn(n: int, split: str) -> Tensor:
 class CatsVsDogs(Files):
     """Cats vs Dogs (Asirra; Elson et al. 2007): cat 0, dog 1, 25,000 photographs of several sizes.
 
-    They are `train/cat.0.jpg` and so on, as of Kaggle's dogs-vs-cats. A fifth, drawn by number, is the test set; a
-    fifth of the rest is "val".
+    They are `train/cat.0.jpg` (Kaggle) or, if there is no `train`, `PetImages/Cat/0.jpg` (Microsoft). A fifth, drawn by
+    number, is the test set, so that both layouts have the same; a fifth of the rest is "val".
     """
 
     def __init__(self, root: Path, split: str) -> None:
         classes, found = ("cat", "dog"), []
-        for path in root.glob("train/*.*.jpg"):
-            animal, number, _ = path.name.split(".")
-            found.append((classes.index(animal), int(number), path))
-        if not found:
-            raise FileNotFoundError(f"train/cat.0.jpg and so on are missing in {root}")
+        for path in root.glob("train/*.jpg" if (root / "train").is_dir() else "PetImages/*/*.jpg"):
+            if match := re.fullmatch(r".*/(cat|dog)[./](\d+)\.jpg", path.as_posix().lower()):
+                found.append((classes.index(match[1]), int(match[2]), path))
+        if {label for label, *_ in found} != {0, 1}:
+            raise FileNotFoundError(f"cats, dogs or both are missing in {root}")
         test, rest = (drawn(len(found), part) for part in ("val", "train"))
         chosen = test if split == "test" else rest[drawn(len(rest), split)]
         found.sort()

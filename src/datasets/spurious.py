@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
+from ..files import write_whole
 from ..masks import Masks
 from ..seeding import generator
 from .images import Images
@@ -36,10 +38,12 @@ class SpuriousSquare(Images):
 
     Training: class 0 carries the square, class 1 does not, except for a share `class_mix_ratio` of each class
     ("conflicting"), where it is the other way round. Test sets: `raw` has no squares (the paper's "original"),
-    `malicious` has them on class 1 only (the paper's "biased"). size: only so many training images, the first.
+    `malicious` has them on class 1 only (the paper's "biased").
 
     Beside what `Images` have, in the order of the source: digits: (N,) int64 in 0..9.  squares: (N,) bool. Groups are
     2 * label + square, `known` the pixels of squares. `data[i]` is (image, label, group), a float32 image in [0, 1].
+
+    background: see `on_background`. size: only so many training images, the first; test sets are whole, whatever it is.
     """
 
     def __init__(self, grey: Tensor, digits: Tensor, train: bool, test_set: str | None, class_mix_ratio: float,
@@ -73,8 +77,9 @@ class SpuriousSquare(Images):
 def conflicting(labels: Tensor, digits: Tensor, class_mix_ratio: float, mix_order: str, seed: int) -> Tensor:
     """Choose the training images whose square is on the wrong side: (N,) bool, round(ratio * n) of each class.
 
-    `random` draws them uniformly within each class. `digit` does what the official code does: the square goes to the
-    first 99 % of class 0 and the first 1 % of class 1, digit by digit, so only 4s lack it and only 5s carry it.
+    `random` draws them uniformly within each class. `digit` does what the official code does: it takes the images
+    digit by digit and gives the square to the first 99 % of class 0 and the first 1 % of class 1, so at 1 % only 4s
+    lack it and only 5s carry it.
     """
     chosen = torch.zeros(len(digits), dtype=torch.bool)
     for label in labels.unique().tolist():
@@ -99,7 +104,8 @@ def first(size: int | None, n: int) -> slice:
 def on_background(grey: Tensor, background: str, colours: torch.Generator) -> Tensor:
     """Set grey digits (N, H, W) uint8, 0 = paper, on a background: (N, 3, H, W) uint8.
 
-    "white": inverted. "grey": white on 128. "colours": white on a field of its own, bilinear between four random ones.
+    "black": as they are. "white": inverted. "grey": white on 128. "colours": white on a field of its own for each
+    image, bilinear between four random colours in the corners.
     """
     if background not in BACKGROUNDS:
         raise ValueError(f"expected a background of {BACKGROUNDS}, got {background!r}")
@@ -120,8 +126,18 @@ class DataUnavailable(RuntimeError):
 class SpuriousMNIST(SpuriousSquare):
     """MNIST in two classes, 0-4 and 5-9, with a 4x4 blue square that goes with the class (MaskTune, section 4.1).
 
-    60,000 images (3, 28, 28) to train, 10,000 to test. Digits: LeCun, Cortes, Burges, MNIST (CC BY-SA 3.0), through
-    torchvision, which fetches what is missing in `root/MNIST/raw/`, or else DataUnavailable.
+    Input: (3, 28, 28) float in [0, 1]. Label: 0 for digits 0-4, 1 for 5-9. Groups: label x square (`GROUPS`).
+    60,000 images to train, 10,000 to test. Digits: LeCun, Cortes, Burges, MNIST (CC BY-SA 3.0), through torchvision.
+
+    Args:
+        root: the folder that holds, or will hold, `MNIST/raw/`; `download`: fetch what is missing there.
+        train, test_set: the training set, or with train=False a test set, "raw" or "malicious".
+        class_mix_ratio: share of the training images of each class whose square is on the wrong side, in [0, 1].
+        mix_order, seed: which images those are: see `conflicting`. The same arguments give the same tensors, always.
+        background, size: one of `BACKGROUNDS`, and how many training images: see `SpuriousSquare`.
+
+    Raises:
+        ValueError, DataUnavailable: an argument is not valid; MNIST is missing or damaged and cannot be downloaded.
     """
 
     def __init__(self, root: str | Path, train: bool, test_set: str | None = None, class_mix_ratio: float = 0.01,
@@ -137,7 +153,8 @@ class SpuriousMNIST(SpuriousSquare):
 class SpuriousDigits(SpuriousSquare):
     """scikit-learn's 1,797 handwritten digits (UCI Optical Recognition, 8x8) in the frame of `SpuriousMNIST`.
 
-    The digits are scaled to 20x20. 1,347 images to train, 450 to test, split once for every seed.
+    Input: (3, 28, 28) float in [0, 1]: the digit scaled to 20x20 inside 28x28. Labels, groups, test sets and arguments
+    are those of `SpuriousMNIST`, without the root. 1,347 images to train, 450 to test, split once for every seed.
     """
 
     def __init__(self, train: bool, test_set: str | None = None, class_mix_ratio: float = 0.01,
@@ -155,17 +172,26 @@ class SpuriousDigits(SpuriousSquare):
 
 
 def ensure_mnist(root: Path, download: bool = True) -> dict[str, bytearray]:
-    """Return MNIST's four files, unpacked, from the `.gz` in `root/MNIST/raw/`; fetch those that are missing."""
+    """Return MNIST's four files, unpacked, from the `.gz` in `root/MNIST/raw/`; fetch those that are missing.
+
+    Raises:
+        DataUnavailable: one is missing and cannot be downloaded, or is damaged; it is left as it is.
+    """
     raw, files = root / "MNIST" / "raw", {}
     for name, md5 in MD5.items():
         file = raw / f"{name}.gz"
         try:
             if download and not file.exists():
-                torchvision.datasets.MNIST(root, download=True)
+                with tempfile.TemporaryDirectory() as folder:
+                    torchvision.datasets.MNIST(folder, download=True)
+                    for path in Path(folder).rglob("*.gz"):
+                        if not (raw / path.name).exists():
+                            write_whole(raw / path.name, path.read_bytes())
             files[name] = bytearray(gzip.decompress(file.read_bytes()))
             if hashlib.md5(files[name]).hexdigest() != md5:
                 raise OSError(f"its content's md5 is not {md5}")
         except (OSError, EOFError, RuntimeError, zlib.error) as error:
-            raise DataUnavailable(f"{file} is missing or damaged ({error}); put MNIST's four files into {raw}, or "
+            reason = str(error).split("\n")[0].rstrip(":")
+            raise DataUnavailable(f"{file} is missing or damaged ({reason}); put MNIST's four files into {raw}, or "
                                   "delete what is damaged and run again with a network") from error
     return files
