@@ -2,8 +2,10 @@
 
 import argparse
 import base64
+import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -33,14 +35,19 @@ class Client(NotebookClient):
 
 
 def execute(notebook: nbformat.NotebookNode) -> None:
-    """Execute a notebook in place, top to bottom, in the current folder; an error in a cell is raised."""
+    """Execute a notebook in place, top to bottom, in the current folder; an error in a cell is raised.
+
+    The user's own settings of IPython and matplotlib stay out of it: they may draw SVG, or no figure at all.
+    """
     def announce(cell: nbformat.NotebookNode, cell_index: int) -> None:
         if cell.cell_type == "markdown" and (title := re.match(r"#+ (.*)", cell.source)):
             print(f"[{cell_index + 1}/{len(notebook.cells)}] {title[1]}", flush=True)
 
     # coalescing keeps a progress bar as one line
-    Client(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
-           on_cell_start=announce).execute()
+    client = Client(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
+                    on_cell_start=announce)
+    with tempfile.TemporaryDirectory() as profile:
+        client.execute(env={**os.environ, "IPYTHONDIR": profile, "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
     for cell in notebook.cells:  # a bar that was cleared leaves blanks behind
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("text", "-").strip()]
@@ -59,28 +66,32 @@ def landing_table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("target", nargs="?", type=Path, default=NOTEBOOK, help="where the executed notebook goes")
-    group.add_argument("--publish", action="store_true", help="in place, with the table and figure of README.md")
+    parser.add_argument("target", nargs="?", type=Path, help="where the executed notebook goes")
+    parser.add_argument("--publish", action="store_true", help="in place, with the table and figure of README.md")
     arguments = parser.parse_args()
+    if (arguments.target is None) != arguments.publish:
+        parser.error("give either a target or --publish")
     if arguments.publish and choose_settings() is not MNIST:
         parser.error("the published notebook shows MNIST, which is unavailable")
-    arguments.target.parent.mkdir(parents=True, exist_ok=True)
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    sys.stdout.reconfigure(errors="replace")  # of a terminal that is not UTF-8
+    target = NOTEBOOK if arguments.publish else arguments.target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=target.parent):  # a folder that cannot be written to is found now
+        notebook = nbformat.read(NOTEBOOK, as_version=4)
     try:
         execute(notebook)
     except CellExecutionError as error:
         if not arguments.publish:
-            write_whole(arguments.target, nbformat.writes(notebook).encode())  # with the error in its place
-        sys.exit(f"{error}\nnot executed to its end")
+            write_whole(target, nbformat.writes(notebook).encode())  # with the error in its place
+        sys.exit(f"{error}\nnot executed to its end" + ("" if arguments.publish else f": {target}"))
     picture = tagged(notebook, "results-figure", "image/png")
     notebook.cells[0]["attachments"] = {FIGURE.name: {"image/png": picture}}  # the first screen shows it
-    write_whole(arguments.target, nbformat.writes(notebook).encode())
+    write_whole(target, nbformat.writes(notebook).encode())
     if arguments.publish:
         write_whole(FIGURE, base64.b64decode(picture))
         page = LANDING_PAGE.read_text()
         write_whole(LANDING_PAGE, TABLE.sub(lambda _: landing_table(), page).encode())
-    print(f"executed: {arguments.target}")
+    print(f"executed: {target}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,10 @@ CHOSEN = {"lr": 0.03, "batch_size": 16}  # by the mean accuracy of the worse cla
 
 def marked_digits(seed: int, validation: bool = False, dataset: str = "SpuriousMNIST", root: Path | str = "data"
                   ) -> SimpleNamespace:
-    """Images drawn from a seed: `train`, the mark on all odd ones; held out, `plain` without, `turned` on even ones."""
+    """Draw images from a seed: `train`, with the mark on all odd ones, and `plain` without, `turned` on all even ones.
+
+    The last two are held out, of the data set's test set, or of its training set.
+    """
     train, test = (load(dataset, name, root=root) for name in ("train", "raw"))
     order = torch.randperm(len(train), generator=generator(seed, "demonstration"))
     held, chosen = (train, order[TRAIN:TRAIN + VALIDATION]) if validation else (test, slice(TEST))
@@ -83,9 +86,8 @@ def _measure(places: Places, condition: Row) -> Row:
     fit(model, digits.train)
     _, report = masktune(model, digits.train, layer="0", lr=condition["lr"], batch_size=condition["batch_size"],
                          seed=condition["seed"], tests={"plain": digits.plain, "turned": digits.turned})
-    row: Row = {}
-    for when, scores in (("before", report.before), ("after", report.after)):
-        for name, one in scores.items():
-            row |= {f"{when}_{name}": one.average, f"{when}_{name}_worst": one.worst}
+    scores = {f"{when}_{name}{suffix}": value
+              for when, found in (("before", report.before), ("after", report.after))
+              for name, one in found.items() for suffix, value in (("", one.average), ("_worst", one.worst))}
     corner = report.masks[digits.train.labels == 1][:, CORNER, CORNER]
-    return {**row, "hidden": report.hidden, "mark_hidden": corner.double().mean().item()}
+    return {**scores, "hidden": report.hidden, "mark_hidden": corner.double().mean().item()}

@@ -19,8 +19,9 @@ def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | No
                  ) -> Iterator:
     """Yield `work(task)` for each task as it is done.
 
-    Of several GPUs, each process has its own; several share one if so many are asked for. A single task, and all on a
-    single GPU, run in this process. Interrupted, it ends the other processes.
+    With one thread each, the number of cores decides how long it takes, and nothing else. Of several GPUs, each process
+    has its own; several share one if so many are asked for, as small networks can. A single task, and all on a single
+    GPU, run in this process. Interrupted, it ends the other processes.
 
     Args:
         work: a function that can be imported, of one argument.
@@ -49,7 +50,8 @@ def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | No
             for future in tqdm(done, desc=desc, total=len(tasks), position=0):
                 yield future.result()
         except BrokenProcessPool as error:
-            raise RuntimeError(f"{desc}: a process died, perhaps for want of memory") from error
+            raise RuntimeError(f"{desc}: a process died: killed for want of memory, or it could not start, as where a "
+                               "script does all its work without `if __name__ == '__main__':`") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - others:
