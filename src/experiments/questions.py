@@ -32,11 +32,12 @@ BASE: Row = {  # MaskTune as the paper has it; LR, layer, ERM's epochs and the r
 }
 DATA = ("background", "place", "side", "opacity", "marks")  # options of data sets that a condition may change
 SEEDS = (0, 1, 2)  # of every question but those of `ALL_SEEDS`, which take all
-ALL_SEEDS = ("results", "benchmark", "holes", "price")
+ALL_SEEDS = ("results", "benchmark", "holes", "large", "price")
 REMEDIES: list[Row] = [{"decoys": True}, {"grow": GROW}, {"fill": "smooth"}, {"grow": GROW, "decoys": True},
                        {"grow": GROW, "decoys": True, "fill": "smooth"}]
 REPAIRS: list[Row] = [{"method": "masktune", **remedy} for remedy in ({}, *REMEDIES)]
 PERFECT: list[Row] = [{"method": "known hidden", **remedy} for remedy in ({}, *REMEDIES)]
+_FEW = [{"method": "erm"}, REPAIRS[0], REPAIRS[-2], REPAIRS[-1], PERFECT[0], PERFECT[-2]]
 THRESHOLDS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # k in m + k s
 CAMS = ("XGradCAM", "label", "GradCAM", "GradCAMPlusPlus", "LayerCAM", "EigenCAM", "random")
 FINETUNE_LRS = (0.01, 0.005, 0.0025, 0.00125)  # the four of ERM's schedule: official code's first to paper's last
@@ -52,12 +53,15 @@ ON_SQUARES: dict[str, list[Row]] = {
     "iterations": [{}] + [{"iteration": i, "accumulate": accumulate} for accumulate in (False, True) for i in (2, 3)],
     "ratio": [{"method": method, "ratio": ratio, "erm_epochs": 10} for ratio in RATIOS for method in ("erm",
                                                                                                       "masktune")],
+    "holes": REMEDIES + [{**REMEDIES[-2], "order": order} for order in range(1, 5)],
 }
 ON_BACKGROUNDS: dict[str, list[Row]] = {
     "holes": [{**data, **change}
               for data in ({"background": background, "ratio": ratio} for background, ratio in product(
                   BACKGROUNDS, (0.0, 0.01)))
               for change in [{"method": "erm"}, {"method": "plain"}, {"method": "randmask"}, *REPAIRS, *PERFECT]],
+    "large": [{"background": background, "ratio": 0.0, "size": 60_000, "erm_epochs": 10, **change}
+              for background in ("black", "white") for change in _FEW],
 }
 BIRD_LRS = (0.001, 0.003, 0.01)
 LAYERS = ("features", "features.14.conv.0", "features.7.conv.0", "features.13")  # the last block, its map 5x5; then two
@@ -74,8 +78,9 @@ ON_PHOTOGRAPHS: dict[str, list[Row]] = {
     "lateness": [{"method": method, "erm_epochs": epochs} for method in ("erm", "masktune") for epochs in (1, 2, 5)],
     "ours": [{"fill": "other", **change} for change in (
         {"k": 1.0}, {"layer": LAYERS[1], "k": 0.0}, {"method": "shuffled", "k": 1.0})],  # more is hidden, none in black
+    "holes": [{"layer": layer, **remedy} for layer in LAYERS[:2]
+              for remedy in ({}, {"decoys": True}, {"fill": "smooth"}, REMEDIES[-2])],
 }
-_FEW = [{"method": "erm"}, REPAIRS[0], REPAIRS[-2], REPAIRS[-1], PERFECT[0], PERFECT[-2]]
 ON_MARKS: dict[str, list[Row]] = {
     "results": [{"method": "erm"}, {"method": "plain"}, {"method": "randmask"}, *REPAIRS, *PERFECT],
     "published": [{"layer": LAYERS[0], **remedy} for remedy in ({}, *REMEDIES[-2:])],

@@ -77,7 +77,7 @@ def _weights(places: Places, setting: Setting, seed: int) -> str:
 
 def _varied(setting: Setting, condition: Row) -> Setting:
     """The setting with ERM as a condition has it, and a folder of its own for that."""
-    own = {"class_mix_ratio" if name == "ratio" else name: condition[name] for name in (*questions.DATA, "ratio")
+    own = {"class_mix_ratio" if name == "ratio" else name: condition[name] for name in (*questions.DATA, "ratio", "size")
            if name in condition}
     erm = replace(setting.erm, epochs=condition["erm_epochs"], options=setting.erm.options | own)
     if erm == setting.erm:
