@@ -62,12 +62,5 @@ def check_threshold(k: float) -> None:
     check_number("k", k, k >= 0, "a finite number of standard deviations, not negative")
 
 
-def check_fields(config: object, *rules: tuple[str, bool, str]) -> None:
-    """Raise ValueError for the first field that is not valid, naming it and what would be: (field, good, what is)."""
-    for name, good, valid in rules:
-        if not good:
-            raise ValueError(f"{type(config).__name__}: expected {name} to be {valid}, got {getattr(config, name)!r}")
-
-
 def _kind(value: object) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, (Tensor, Masks)) else type(value).__name__

@@ -1,14 +1,12 @@
 """The classifiers. Each takes images (B, 3, H, W) as float in [0, 1] and names its saliency layer."""
 
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
-from torchvision.ops import Permute
 
 from .classifier import Classifier
 
@@ -83,49 +81,35 @@ class _Shortcut(nn.Module):
 
 
 class Backbone(Classifier):
-    """A classifier of torchvision by its name: (B, 3, H, W) in [0, 1] -> (B, num_classes) logits, normalised inside.
+    """A convolutional classifier of torchvision by its name: (B, 3, H, W) in [0, 1] -> (B, num_classes) logits.
 
-    The saliency layer is the family's last block, see `LAYERS`, if not given; `weights` and errors are as of `fitted`.
+    It normalises by itself. layer: to be explained; `weights` and errors are as of `fitted`.
     """
-
-    LAYERS: ClassVar = {  # by how names begin; that of all others is "features"
-        "resnet": "layer4", "resnext": "layer4", "wide_resnet": "layer4", "mnasnet": "layers", "swin": "norm",
-        "regnet": "trunk_output", "shufflenet": "conv5", "googlenet": "inception5b", "inception": "Mixed_7c",
-        "maxvit": "blocks.3"}
 
     def __init__(self, name: str, num_classes: int = 2, weights: str | Path | None = None, layer: str | None = None
                  ) -> None:
-        quiet = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        model = torchvision.models.get_model(name, num_classes=num_classes, **quiet)
-        layer = layer or next((last for start, last in self.LAYERS.items() if name.startswith(start)), "features")
+        model = torchvision.models.get_model(name, num_classes=num_classes)
         head = [part for part, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
-        super().__init__(fitted(model, name, weights, head), layer, IMAGENET_MEAN, IMAGENET_STD,
-                         Permute([0, 3, 1, 2]) if "swin" in name else nn.Identity())
+        super().__init__(fitted(model, name, weights, head), layer or "features", IMAGENET_MEAN, IMAGENET_STD,
+                         nn.Identity())
 
 
-class ResNet50(Classifier):
-    """torchvision's ResNet-50: (B, 3, H, W) in [0, 1] -> (B, num_classes) logits. Normalisation is its first layer.
-
-    Its saliency layer is the last residual block: (B, 2048, H / 32, W / 32). `weights` and errors are as of `fitted`.
-    """
+class ResNet50(Backbone):
+    """torchvision's ResNet-50; its saliency layer is the last residual block: (B, 2048, H / 32, W / 32)."""
 
     def __init__(self, num_classes: int = 2, weights: str | Path | None = None) -> None:
-        model = torchvision.models.resnet50()
-        model.fc = nn.Linear(model.fc.in_features, num_classes)
-        super().__init__(fitted(model, "resnet50", weights, "fc"), "layer4.2", IMAGENET_MEAN, IMAGENET_STD,
-                         nn.Identity())
+        super().__init__("resnet50", num_classes, weights, "layer4.2")
 
 
 def fitted(model: nn.Module, name: str, weights: str | Path | None, head: str) -> nn.Module:
     """Return the model, which torchvision calls `name`, with weights loaded; as it is if these are None.
 
-    weights: torchvision's name of some, such as "IMAGENET1K_V1", downloaded once; or a file as torchvision and timm
-    write it: a state_dict, alone or as "state_dict" or "model", perhaps with "module." or "_orig_mod." before all names
-    and without BatchNorm's counters. If the last layer, called `head`, is another or missing, the model's own is kept.
+    weights: torchvision's name of some, such as "IMAGENET1K_V1", downloaded once; or a file with a state_dict, alone or
+    as "state_dict" or "model", with or without "module." or "_orig_mod." before all names and BatchNorm's counters.
+    If the last layer, called `head`, is another or missing, the model's own is kept.
 
     Raises:
-        ValueError: there is no such file, it cannot be read, or it holds too few, too many or other weights; or they
-            cannot be downloaded: the message says which file to put where.
+        ValueError: weights cannot be read or downloaded, or are others; the message says which file to put where.
     """
     if weights is None:
         return model

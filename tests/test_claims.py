@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from src.datasets.spurious import BACKGROUNDS
-from src.experiments import demonstration, questions, selective, study
+from src.experiments import questions, selective, study
 from src.experiments.recipes import BIRDS, HOLES, MARKS, SELECTIVE, Places
 from src.experiments.rows import saved
 from src.report import tables
@@ -74,19 +74,6 @@ def dependence():
     yield "three of nine runs end at 97 to 98 %"
     shares = study.shipped("ratio").groupby(["method", "ratio"])["malicious"].mean()["masktune"]
     yield f"ends between {percent(shares.min())} and {percent(shares.max())} % on the malicious set"
-
-
-def repair():
-    rows = demonstration.demonstrate()
-    test, val = (rows[rows["part"] == part] for part in ("test", "val"))
-    yield (f"rises from {percent(test['before_turned'].mean())} % to {mean_std(test['after_turned'])} %, its worse "
-           f"class to {mean_std(test['after_turned_worst'])} %")
-    for key, value in demonstration.CHOSEN.items():
-        val = val[val[key] == value]
-    val = val.sort_values("mark_hidden")
-    bad, good = val.iloc[0], val["after_turned"][1:]
-    yield (f"left {percent(1 - bad['mark_hidden'])} % of the mark's pixels visible came back to "
-           f"{percent(bad['after_turned'], 0)} %, the others to {percent(good.min(), 0)} to {percent(good.max(), 0)} %")
 
 
 def second_opinion():
@@ -200,7 +187,7 @@ def holes():
            "with a mark")
 
 
-CLAIMS = (mnist, dependence, repair, second_opinion, photographs, holes, marks, criterion)
+CLAIMS = (mnist, dependence, second_opinion, photographs, holes, marks, criterion)
 
 
 @pytest.mark.parametrize("claims", CLAIMS)

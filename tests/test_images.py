@@ -42,7 +42,7 @@ def test_what_is_hidden_or_left_by_a_system_is_passed_over_and_nothing_is_read_t
     (folder / "cat" / "cat").symlink_to(folder / "cat")  # as `ln -s` makes it when it is typed twice
     (folder / "cat" / "more").symlink_to(folder / "dog")
     monkeypatch.setenv("HOME", str(folder.parent))
-    with pytest.warns(UserWarning, match=r"5 images; 10 other files .*'\.gif': 9"):
+    with pytest.warns(UserWarning, match="5 images; 10 other files"):
         data = load_folder("~/train", 8)
     assert (data.classes, data.labels.tolist()) == (("cat", "dog"), [0, 0, 0, 1, 1])
     assert (data.images.shape, data.images.dtype) == ((5, 3, 8, 8), torch.uint8)

@@ -71,7 +71,7 @@ def test_size_both_seeds_and_the_validation_images(root):
 def test_bad_arguments_are_named(root, name, value):
     with pytest.raises(ValueError, match=rf"expected .*{name}.* got .*{re.escape(repr(value))}"):
         of(root, **{name: value})
-    with pytest.raises(ValueError, match="expected class_mix_ratio"):
+    with pytest.raises(ValueError, match="0 unless marks='class'"):
         of(root, class_mix_ratio=0.1, marks="both")
 
 

@@ -25,9 +25,8 @@ def test_official_weights_have_their_names_and_shapes():
 @pytest.mark.parametrize(("make", "side", "shape", "parameters"), [
     (SmallCNN, 28, (32, 8, 8), 149_202), (ResNet50, 64, (2048, 2, 2), 23_512_130),
     (partial(ResNet32, 2), 32, (64, 8, 8), 463_634),  # with 10 classes 464,154; He et al. 2016: 0.46 million
-    *((partial(Backbone, name), 64, (channels, 2, 2), None) for name, channels in {
-        "densenet121": 1024, "efficientnet_b0": 1280, "regnet_y_400mf": 440, "swin_t": 768,
-        "shufflenet_v2_x0_5": 1024}.items())])
+    (partial(Backbone, "mobilenet_v2"), 64, (1280, 2, 2), None),
+    (partial(Backbone, "shufflenet_v2_x0_5", layer="conv5"), 64, (1024, 2, 2), None)])
 def test_networks_name_the_layer_that_is_explained(make, side, shape, parameters):
     torch.manual_seed(0)
     model, images, kept = make().eval(), torch.rand(2, 3, side, side), []
@@ -61,7 +60,7 @@ def resnet():
     (lambda s: s | {"fc.weight": torch.rand(1000, 512), "fc.bias": torch.rand(1000)}, False)])
 def test_weights_are_read_as_torchvision_and_timm_write_them(change, kept, resnet, tmp_path):
     torch.save(change(dict(resnet)), tmp_path / "w.pth")
-    model = Backbone("resnet18", 2, tmp_path / "w.pth").model
+    model = Backbone("resnet18", 2, tmp_path / "w.pth", "layer4").model
     assert all(torch.equal(value, resnet[name]) for name, value in model.state_dict().items() if name[:2] != "fc")
     assert torch.equal(model.fc.weight, resnet["fc.weight"]) == kept
 
@@ -73,11 +72,11 @@ def test_weights_of_something_else_are_named(resnet, tmp_path, monkeypatch):
                           ({"conv1.weight": resnet["conv1.weight"]}, "bn1.bias"), ([1], "list")):
         torch.save(content, tmp_path / "w.pth")
         with pytest.raises(ValueError, match=said):
-            Backbone("resnet18", 2, tmp_path / "w.pth")
+            Backbone("resnet18", 2, tmp_path / "w.pth", "layer4")
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: 1 / 0)  # no network
     for name, said in ((tmp_path / "text.pth", "text.pth"), ("IMAGENET9", "IMAGENET1K_V1"), ("IMAGENET1K_V1", "put ")):
         with pytest.raises(ValueError, match=said):
-            Backbone("resnet18", 2, name)
+            Backbone("resnet18", 2, name, "layer4")
     with pytest.raises(ValueError, match="resnet19"):
         Backbone("resnet19")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from src.experiments import demonstration, questions, selective, stages, study
+from src.experiments import questions, selective, stages, study
 from src.experiments.recipes import BIRDS, HOLES, MARKS, MNIST, SELECTIVE, Places
 from src.experiments.rows import saved
 from tests.conftest import REPOSITORY
@@ -90,15 +90,6 @@ def test_the_studies_of_holes_are_whole_and_one_machine_measured_all_rows_of_a_s
     assert not rows["made_with"].str.contains("dirty").any()
     alike = [name for name in ("seed", "background", "ratio") if setting is HOLES or name == "seed"]
     assert (rows.groupby(alike)["made_with"].nunique() == 1).all()
-
-
-def test_the_demonstration_is_whole_and_was_chosen_on_validation_images():
-    rows = demonstration.demonstrate()
-    assert len(rows) == len(saved(REPOSITORY / "results" / "demonstration.csv")) == 35
-    assert rows.groupby("part")["made_with"].nunique().tolist() == [1, 1]  # validation chose; then it was measured
-    assert not rows["made_with"].str.contains("dirty").any()
-    worst = rows[rows["part"] == "val"].groupby(["lr", "batch_size"])["after_turned_worst"].mean()
-    assert worst.idxmax() == tuple(demonstration.CHOSEN.values())
 
 
 def test_selective_rows_fit_the_recipe_and_its_lr_is_the_best_on_validation():

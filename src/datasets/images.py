@@ -2,7 +2,6 @@
 
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,9 +42,7 @@ class Images:
         return len(self.labels)
 
     def with_classes(self, classes: Sequence[str]) -> "Images":
-        """The same images, labelled as in another list of classes, of which some may not occur here.
-
-        Classes are matched by name, those that have none by number.
+        """The same images, labelled as in another list of classes: matched by name, those that have none by number.
 
         Raises:
             ValueError: a class that occurs here is not in the list.
@@ -63,13 +60,12 @@ def load_folder(root: Path | str, side: int | tuple[int, int], classes: Sequence
                 cache: Path | str | None = None) -> Images:
     """Load `root/class/*.jpg` (or png, ...) and folders within: scaled to fill the frame, the middle cut out.
 
-    Hidden files and folders are passed over; files of other endings, too, with a warning that counts them. Classes are
-    in the order of their names as strings, as torchvision's `ImageFolder` has them.
+    Hidden files and folders are passed over; files of other endings, too, with a warning. Classes are in the order of
+    their names as strings, as torchvision's `ImageFolder` has them.
 
     Args:
         side: pixels of a square frame, or (height, width).
-        classes: of the training set, such as `train.classes` for a test set, so that labels mean the same. Some may
-            be missing in the folder.
+        classes: of the training set, such as `train.classes` for a test set, so that labels mean the same.
         cache: a file to decode into, once and in parallel, and to map the images from; see `cached`.
 
     Raises:
@@ -102,9 +98,9 @@ def class_files(root: Path | str, classes: Sequence[str] | None = None) -> tuple
     images = [(path, label) for path, label in found if path.suffix.lower() in IMG_EXTENSIONS]
     if not images:
         raise FileNotFoundError(f"{root} is missing, or has no folders of images, one for each class")
-    if others := Counter(path.suffix.lower() for path, _ in found if path.suffix.lower() not in IMG_EXTENSIONS):
-        warnings.warn(f"{root}: {len(images):,} images; {others.total():,} other files ({dict(others.most_common(5))}) "
-                      "are passed over", stacklevel=3)
+    if others := [path.name for path, _ in found if path.suffix.lower() not in IMG_EXTENSIONS]:
+        warnings.warn(f"{root}: {len(images):,} images; {len(others):,} other files, of which one is {others[0]}, are "
+                      "passed over", stacklevel=3)
     return *zip(*images, strict=True), known
 
 

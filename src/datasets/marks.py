@@ -27,9 +27,9 @@ MAGENTA = (255, 0, 255)  # rare in photographs
 class SpuriousImagenette(Images):
     """Imagenette with a round magenta mark that goes with the label.
 
-    Input: RGB photographs, stored with 160 pixels on the shorter side. Groups: 2 * label + mark; `known`: the mark's
-    pixels. Images: Imagenette (Howard, github.com/fastai/imagenette, Apache 2.0), 9,469 to train and 3,925 to test, or
-    as many of them as are there; they are ImageNet's, for non-commercial research and education.
+    Groups: 2 * label + mark; `known`: the mark's pixels. Images: Imagenette (Howard, github.com/fastai/imagenette,
+    Apache 2.0), 9,469 to train and 3,925 to test, or as many of them as are there; ImageNet's, for non-commercial
+    research and education.
 
     Parts: a fifth of the training files, always the same, is "val", marked as "train" is. The others are test sets:
     "raw" has no marks, "malicious" has them on all images but those of the label that carries them in training.
@@ -54,19 +54,17 @@ class SpuriousImagenette(Images):
     def __init__(self, root: str | Path, part: str, view: View, seed: int = 0, classes: str = "halves",
                  place: str = "corner", side: float = 0.12, opacity: float = 0.6, class_mix_ratio: float = 0.0,
                  marks: str = "class", size: int | None = None, download: bool = True) -> None:
-        names, mark = CLASSES.get(classes, ()), HORN if classes == "ten" else 0
         shorter = min(view.height, view.width)
         diameter, margin = round(side * shorter), round(shorter / 28) if place == "corner" else 0
-        for name, value, good, valid in (
-                ("part", part, part in self.PARTS, self.PARTS), ("classes", classes, names, tuple(CLASSES)),
-                ("place", place, place in ("corner", "random"), ("corner", "random")),
-                ("side", side, 1 <= diameter <= shorter - margin, "shares that are a pixel or more, and fit in"),
-                ("opacity", opacity, 0 < opacity <= 1, "(0, 1]"),
-                ("marks", marks, marks in ("class", "none", "both"), ("class", "none", "both")),
-                ("class_mix_ratio", class_mix_ratio, 0 <= class_mix_ratio <= (marks == "class"),
-                 "[0, 1], and 0 unless marks='class'")):
-            if not good:
+        for name, value, valid in (("part", part, self.PARTS), ("classes", classes, tuple(CLASSES)),
+                                   ("place", place, ("corner", "random")), ("marks", marks, ("class", "none", "both"))):
+            if value not in valid:
                 raise ValueError(f"expected {name} of {valid}, got {value!r}")
+        if not (1 <= diameter <= shorter - margin and 0 < opacity <= 1 and 0 <= class_mix_ratio <= (marks == "class")):
+            raise ValueError("expected a side of a pixel or more that fits in, an opacity in (0, 1], and a "
+                             "class_mix_ratio in [0, 1], 0 unless marks='class'; got "
+                             f"{side=}, {opacity=}, {class_mix_ratio=}")
+        names, mark = CLASSES[classes], HORN if classes == "ten" else 0
         test = part in ("raw", "malicious")
         folder = "val" if test else "train"
         paths, labels = imagenette(root, folder, download)
@@ -105,11 +103,7 @@ def draw_marks(images: Tensor, marked: Tensor, corners: Tensor, diameter: int, o
 
 
 def imagenette(root: Path | str, split: str, download: bool = True) -> tuple[Sequence[Path], Tensor]:
-    """The files of Imagenette's "train" or "val" below root, and their labels, (N,) int64 in 0..9.
-
-    Raises:
-        DataUnavailable: the folder is missing and cannot be downloaded, or there are no images of a class in it.
-    """
+    """The files of Imagenette's "train" or "val" below root, and their labels, (N,) int64 in 0..9; DataUnavailable."""
     folder = Path(root) / "imagenette2-160"
     try:
         if download and not folder.exists():

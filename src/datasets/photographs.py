@@ -56,12 +56,11 @@ class Files:
 class Waterbirds(Files):
     """Waterbirds on land and water (Sagawa et al. 2020): CUB birds cut out and set on backgrounds from Places.
 
-    Input: RGB photographs of several sizes. Labels: landbird, waterbird. Attribute: land or water behind it, which goes
-    with the label in 95 % of the training images. 11,788 images, 11,621 with the MaskTune authors' corrected metadata.
-    For research only: CUB-200-2011 and Places forbid other use.
+    Attribute: land or water behind it, which goes with the label in 95 % of the training images. 11,788 images, 11,621
+    with the MaskTune authors' corrected metadata. For research only: CUB-200-2011 and Places forbid other use.
 
     published: whether it should be this very set; otherwise it is one of one's own, in the same layout. If that has
-    `masks/FOLDER/NAME.png`, as `compose` makes them, those are the known pixels of the training images.
+    `masks/FOLDER/NAME.png`, white on black, those are the known pixels of the training images.
     """
 
     PUBLISHED: ClassVar = {"train": ((3498, 184, 56, 1057), (3550, 187, 52, 961)),
@@ -83,8 +82,7 @@ class Waterbirds(Files):
 class CelebA(Files):
     """CelebA (Liu et al. 2015): is the hair blond? Attribute: male, which goes with not blond.
 
-    Input: RGB faces, 178x218. Labels: not blond, blond. 202,599 images, 162,770 to train. Non-commercial research only.
-
+    202,599 faces, 178x218, 162,770 of them to train. Non-commercial research only.
     root: the folder with `img_align_celeba/` and either `list_attr_celeba.txt` and `list_eval_partition.txt` (the
     official folder) or the same two as `.csv` (Kaggle's `jessicali9530/celeba-dataset`).
     """
@@ -111,9 +109,7 @@ class CelebA(Files):
 class ImageNet9(Files):
     """ImageNet-9 and the test sets of the Background Challenge (Xiao et al. 2021): nine super-classes.
 
-    Input: RGB photographs. Labels: the nine folders, in their order. There is no attribute; the group is the class.
-    Images are ImageNet's, and so are the terms: non-commercial research and education.
-
+    There is no attribute; the group is the class. Images are ImageNet's, for non-commercial research and education.
     root: the folder with `in9l/` (training) and the variants of `bg_challenge/`, the test sets.
     """
 
@@ -137,10 +133,10 @@ def read_table(path: Path, columns: tuple[str, ...], **options: object) -> panda
     try:
         table = pandas.read_csv(path, dtype=object, keep_default_na=False, encoding="utf-8-sig",
                                 encoding_errors="surrogateescape", skipinitialspace=True, **options)
-        if not isinstance(table.index, pandas.RangeIndex):  # what precedes the columns that have names
-            table = table.reset_index(names=columns[0])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if not isinstance(table.index, pandas.RangeIndex):  # what precedes the columns that have names
+        table = table.reset_index(names=columns[0])
     table.columns = table.columns.str.strip()
     if missing := [column for column in columns if column not in table]:
         raise ValueError(f"expected {path} to have the columns {', '.join(missing)}, got {', '.join(table.columns)}")

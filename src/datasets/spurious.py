@@ -42,8 +42,7 @@ class SpuriousSquare(Images):
 
     Beside what `Images` have, in the order of the source: digits: (N,) int64 in 0..9.  squares: (N,) bool. Groups are
     2 * label + square, `known` the pixels of squares. `data[i]` is (image, label, group), a float32 image in [0, 1].
-
-    background: see `on_background`. size: only so many training images, the first; test sets are whole, whatever it is.
+    background: see `on_background`. size: only so many training images, the first.
     """
 
     def __init__(self, grey: Tensor, digits: Tensor, train: bool, test_set: str | None, class_mix_ratio: float,
@@ -77,9 +76,8 @@ class SpuriousSquare(Images):
 def conflicting(labels: Tensor, digits: Tensor, class_mix_ratio: float, mix_order: str, seed: int) -> Tensor:
     """Choose the training images whose square is on the wrong side: (N,) bool, round(ratio * n) of each class.
 
-    `random` draws them uniformly within each class. `digit` does what the official code does: it takes the images
-    digit by digit and gives the square to the first 99 % of class 0 and the first 1 % of class 1, so at 1 % only 4s
-    lack it and only 5s carry it.
+    `random` draws them uniformly within each class. `digit` does what the official code does: the square goes to the
+    first 99 % of class 0 and the first 1 % of class 1, digit by digit, so only 4s lack it and only 5s carry it.
     """
     chosen = torch.zeros(len(digits), dtype=torch.bool)
     for label in labels.unique().tolist():
@@ -126,8 +124,7 @@ class DataUnavailable(RuntimeError):
 class SpuriousMNIST(SpuriousSquare):
     """MNIST in two classes, 0-4 and 5-9, with a 4x4 blue square that goes with the class (MaskTune, section 4.1).
 
-    Input: (3, 28, 28) float in [0, 1]. Label: 0 for digits 0-4, 1 for 5-9. Groups: label x square (`GROUPS`).
-    60,000 images to train, 10,000 to test. Digits: LeCun, Cortes, Burges, MNIST (CC BY-SA 3.0), through torchvision.
+    60,000 images (3, 28, 28) to train, 10,000 to test. Digits: LeCun, Cortes, Burges (CC BY-SA 3.0).
 
     Args:
         root: the folder that holds, or will hold, `MNIST/raw/`; `download`: fetch what is missing there.
@@ -153,8 +150,7 @@ class SpuriousMNIST(SpuriousSquare):
 class SpuriousDigits(SpuriousSquare):
     """scikit-learn's 1,797 handwritten digits (UCI Optical Recognition, 8x8) in the frame of `SpuriousMNIST`.
 
-    Input: (3, 28, 28) float in [0, 1]: the digit scaled to 20x20 inside 28x28. Labels, groups, test sets and arguments
-    are those of `SpuriousMNIST`, without the root. 1,347 images to train, 450 to test, split once for every seed.
+    The digits are scaled to 20x20. 1,347 images to train, 450 to test, split once for every seed.
     """
 
     def __init__(self, train: bool, test_set: str | None = None, class_mix_ratio: float = 0.01,
@@ -172,11 +168,7 @@ class SpuriousDigits(SpuriousSquare):
 
 
 def ensure_mnist(root: Path, download: bool = True) -> dict[str, bytearray]:
-    """Return MNIST's four files, unpacked, from the `.gz` in `root/MNIST/raw/`; fetch those that are missing.
-
-    Raises:
-        DataUnavailable: one is missing and cannot be downloaded, or is damaged; it is left as it is.
-    """
+    """MNIST's four files, unpacked, from the `.gz` in `root/MNIST/raw/`; those that are missing are fetched."""
     raw, files = root / "MNIST" / "raw", {}
     for name, md5 in MD5.items():
         file = raw / f"{name}.gz"
@@ -191,7 +183,7 @@ def ensure_mnist(root: Path, download: bool = True) -> dict[str, bytearray]:
             if hashlib.md5(files[name]).hexdigest() != md5:
                 raise OSError(f"its content's md5 is not {md5}")
         except (OSError, EOFError, RuntimeError, zlib.error) as error:
-            reason = str(error).split("\n")[0].rstrip(":")
+            reason = str(error).split("\n")[0].rstrip(":")  # of torchvision's, each mirror has a line
             raise DataUnavailable(f"{file} is missing or damaged ({reason}); put MNIST's four files into {raw}, or "
                                   "delete what is damaged and run again with a network") from error
     return files

@@ -2,46 +2,40 @@
 
     torchrun --standalone --nproc-per-node 8 -m src.experiments waterbirds --seeds 0 1 2
 
-The stages are those of the notebook, and so are the checkpoints: run it, and the notebook loads them. `studies` trains
-what is missing of the MNIST experiment and measures every row of results/ on it; `demonstration` measures those of
-`masktune()` on a network of one's own; `holes` those of digits on other backgrounds; `marks` of photographs with a
-mark, and `birds` of those in data/waterbirds_rebuilt. Seeds are best trained side by side, one on each GPU; torchrun is
-for one large training.
+The checkpoints are those of the notebook. `studies`, `holes`, `marks` and `birds` train what is missing and measure
+every row of results/ on MNIST, on digits on other backgrounds, on photographs with a mark and in
+data/waterbirds_rebuilt. Seeds are best trained side by side, one on each GPU; torchrun is for one large training.
 """
 
 import argparse
 
 from .. import parallel
 from ..device import prepare
-from . import demonstration, questions, stages, study
+from . import questions, stages, study
 from .recipes import ALL, BIRDS, HOLES, MARKS, MNIST
+
+STUDIES = {"studies": MNIST, "holes": (HOLES,), "marks": MARKS, "birds": BIRDS[1:]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("setting", choices=[*ALL, "studies", "demonstration", "holes", "marks", "birds"])
+    parser.add_argument("setting", choices=[*ALL, *STUDIES])
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the setting")
     parser.add_argument("--processes", type=int,
-                        help="large trainings at once, one on each GPU if not given; of the SmallCNN, one on each core")
+                        help="large trainings at once, if not one on each GPU; of the SmallCNN, one on each core")
     arguments = parser.parse_args()
     prepare()
     parallel.start()
     try:
         if arguments.setting in ALL:
             stages.run_all((ALL[arguments.setting],), arguments.seeds, arguments.processes)
-        elif arguments.setting == "studies":
-            stages.run_all(MNIST)
-            study.ask(MNIST, *questions.ON_SQUARES)
-        elif arguments.setting == "demonstration":
-            demonstration.demonstrate()
-        elif arguments.setting == "holes":
-            study.ask([HOLES], *questions.ON_BACKGROUNDS)
-        elif arguments.setting == "marks":
-            for setting in MARKS:
-                study.ask([setting], *questions.of(setting))
         else:
-            study.choose()
-            study.ask(BIRDS[1:], *questions.ON_PHOTOGRAPHS)
+            if arguments.setting == "studies":
+                stages.run_all(MNIST)
+            if arguments.setting == "birds":
+                study.choose()
+            for setting in STUDIES[arguments.setting]:
+                study.ask([setting], *questions.of(setting))
     finally:
         parallel.stop()
 

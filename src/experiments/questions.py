@@ -126,9 +126,7 @@ def conditions(setting: Setting, *questions: str) -> list[Row]:
 
 
 def _is_asked(setting: Setting, condition: Row) -> bool:
-    if condition["method"] == "dfr" and condition.get("ratio") == 0:
-        return False  # two of the groups are empty
-    if condition["method"] in ORACLES and setting.erm.dataset not in (*DIGIT_SETS, "Waterbirds, rebuilt",
-                                                                                "SpuriousImagenette"):
-        return False  # nobody knows the pixels
-    return condition["order"] in setting.orders
+    empty = condition["method"] == "dfr" and condition.get("ratio") == 0  # two of the groups
+    unknown = condition["method"] in ORACLES and setting.erm.dataset not in (  # the pixels
+        *DIGIT_SETS, "Waterbirds, rebuilt", "SpuriousImagenette")
+    return condition["order"] in setting.orders and not empty and not unknown

@@ -17,12 +17,8 @@ def measured(path: Path, conditions: list[Row], measure: Callable[[Row], Row],
              first: Callable[[list[Row]], None] = lambda missing: None, **workers: int) -> pandas.DataFrame:
     """Return one row for each condition: from the file where it is there, else measured now and added to the file.
 
-    Each row is written at once, so an interrupted study goes on with the rows that are missing.
-
-    Args:
-        measure: what is measured under a condition, by column; it runs in other processes where there are several.
-        first: is called once with the conditions that are missing, such as to train what they share.
-        workers: `processes` and `threads` of `side_by_side`.
+    Each row is written at once, so an interrupted study goes on with the rows that are missing; `first` is called once
+    with their conditions, such as to train what they share. workers: `processes` and `threads` of `side_by_side`.
     """
     if _missing(saved(path), conditions):
         with locked(path):

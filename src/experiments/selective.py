@@ -6,7 +6,7 @@ The paper's score multiplies what ERM and MaskTune say: where they disagree, the
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import cache
 from itertools import product
 
 import pandas
@@ -28,7 +28,6 @@ _CIFAR10 = {0.85: 0.0496, 0.9: 0.0668, 0.95: 0.0869, 1.0: 0.1115}
 THIRD_PARTY = {  # errors at coverages as others report them: {setting: {of what: {coverage: error}}}
     "cifar10": {"ERM × MaskTune, third party": _CIFAR10},
     "cifar10-jpeg": {"ERM × MaskTune, third party, the real CIFAR-10": _CIFAR10},
-    "svhn": {"ERM × MaskTune, third party": {0.85: 0.0105, 0.9: 0.0161, 0.95: 0.0273, 1.0: 0.0423}},
 }
 
 
@@ -44,15 +43,12 @@ def answer(*probabilities: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def threshold(scores: Tensor, coverage: float) -> float:
-    """The score from which on to answer, so that on these validation scores (N,) a share `coverage` is answered.
+    """The score from which on to answer, so that on these validation scores (N,) a share `coverage` > 0 is answered.
 
-    It is the score at rank round(coverage * N), counted from 1 and from the highest; images that tie with it are
-    answered too. -inf for a coverage of 1, so that no other image is refused either; inf where the rank is 0.
+    It is the score at rank round(coverage * N), counted from 1 and from the highest; -inf for a coverage of 1, so that
+    no other image is refused either.
     """
-    if coverage == 1:
-        return -math.inf
-    rank = round(coverage * len(scores))
-    return scores.sort(descending=True).values[rank - 1].item() if rank else math.inf
+    return -math.inf if coverage == 1 else scores.sort(descending=True).values[round(coverage * len(scores)) - 1].item()
 
 
 def error_and_coverage(scores: Tensor, wrong: Tensor, threshold: float) -> tuple[float, float]:
@@ -68,8 +64,7 @@ def risk_coverage(scores: Tensor, wrong: Tensor) -> Tensor:
     """The risk-coverage curve: entry k - 1 is the error among the k images of the highest scores; (N,) float64.
 
     Of images that tie, the errors are spread evenly, which is the mean over all their orders. Its mean is the AURC
-    (Geifman et al. 2019); the other convention, trapezoids from 1/N to 1, is lower by half the mean of the first and
-    the last risk, over N.
+    (Geifman et al. 2019).
     """
     scores, order = scores.sort(descending=True)
     _, tie, size = scores.unique_consecutive(return_inverse=True, return_counts=True)
@@ -84,22 +79,20 @@ def selective_study(setting: Setting, places: Places = Places()) -> pandas.DataF
     `COVERAGES`, its `risk_1` to `risk_100` the curve at every hundredth of the coverage, its `hidden` the share of
     training pixels that MaskTune hid. "two ERM seeds" are the row's and the next.
     """
-    state, heard = _voices(setting, places)
-
     def measure(condition: Row) -> Row:
         seed, lr = condition["seed"], setting.finetune.lr
         other = setting.seeds[(setting.seeds.index(seed) + 1) % len(setting.seeds)]
         voices = {"ERM": [(seed, None)], "MaskTune alone": [(seed, lr)], "ERM × MaskTune": [(seed, None), (seed, lr)],
                   "two ERM seeds": [(seed, None), (other, None)]}[condition["method"]]
-        validation, _ = heard(voices, "val")
-        scores, wrong = heard(voices, "test")
+        validation, _ = _heard(places, setting, voices, "val")
+        scores, wrong = _heard(places, setting, voices, "test")
         risks = risk_coverage(scores, wrong)
         row: Row = {"aurc": risks.mean().item()}
         for coverage in COVERAGES:
             row[f"error_{coverage}"], row[f"coverage_{coverage}"] = error_and_coverage(
                 scores, wrong, threshold(validation, coverage))
         if (seed, lr) in voices:
-            row["hidden"] = state(seed, lr).history["hidden"][0]
+            row["hidden"] = _state(places, setting, seed, lr).history["hidden"][0]
         for i in range(1, 101):
             row[f"risk_{i}"] = round(risks[max(1, round(i * len(risks) / 100)) - 1].item(), 5)
         return row
@@ -110,43 +103,39 @@ def selective_study(setting: Setting, places: Places = Places()) -> pandas.DataF
 def selective_lrs(setting: Setting, places: Places = Places()) -> pandas.DataFrame:
     """MaskTune with the fine-tune at each of `LRS`, from the same ERM weights; measured once, then loaded.
 
-    A row has, on the validation set ("val") and on the test set, the error of MaskTune alone and the AURC of its
-    product with ERM. An LR is chosen by the validation set; what the test set says is there to be compared.
+    A row has, on the validation set ("val"), by which an LR is chosen, and on the test set, the error of MaskTune alone
+    and the AURC of its product with ERM.
     """
-    _, heard = _voices(setting, places)
-
     def measure(condition: Row) -> Row:
-        seed, lr = condition["seed"], condition["lr"]
-        return {key: value for part in ("val", "test") for key, value in (
-            (f"error_{part}", heard([(seed, lr)], part)[1].double().mean().item()),
-            (f"aurc_{part}", risk_coverage(*heard([(seed, None), (seed, lr)], part)).mean().item()))}
+        erm, tuned = (condition["seed"], None), (condition["seed"], condition["lr"])
+        row: Row = {}
+        for part in ("val", "test"):
+            row[f"error_{part}"] = _heard(places, setting, [tuned], part)[1].double().mean().item()
+            row[f"aurc_{part}"] = risk_coverage(*_heard(places, setting, [erm, tuned], part)).mean().item()
+        return row
 
     return _measured("finetune-lr", setting, places, [{"lr": lr} for lr in LRS], measure)
 
 
-def _voices(setting: Setting, places: Places) -> tuple[Callable, Callable]:
-    """Two functions of models, each named by its seed and the LR of its fine-tune, None for ERM.
+def _state(places: Places, setting: Setting, seed: int, lr: float | None) -> State:
+    """ERM of a seed, or what its fine-tune at an LR makes of it."""
+    erm = stages.run_erm(places, setting, seed)
+    return erm if lr is None else stages.run_finetune(places, setting, seed, erm, replace(setting.finetune, lr=lr))
 
-    The first gives the state of one; the second the scores that several give together to the images of a part, "val" or
-    "test", and which of their predictions are wrong: (N,) float64 and (N,) bool.
-    """
-    data = cache(partial(stages.load_data, places, setting.erm, 0))
-    erm = cache(lambda seed: stages.run_erm(places, setting, seed))
 
-    @cache
-    def state(seed: int, lr: float | None) -> State:
-        return erm(seed) if lr is None else stages.run_finetune(
-            places, setting, seed, erm(seed), replace(setting.finetune, lr=lr))
+@cache
+def _said(places: Places, setting: Setting, seed: int, lr: float | None, part: str) -> tuple[Tensor, Tensor]:
+    """The probabilities (N, classes) that a model gives for a part, "val" or "test", and the labels."""
+    data = stages.load_data(places, setting.erm, 0, part)
+    return infer(_state(places, setting, seed, lr).model, data.images).softmax(1).cpu(), data.labels
 
-    @cache
-    def probabilities(seed: int, lr: float | None, part: str) -> Tensor:
-        return infer(state(seed, lr).model, data(part).images).softmax(1).cpu()
 
-    def heard(voices: list[tuple[int, float | None]], part: str) -> tuple[Tensor, Tensor]:
-        predictions, scores = answer(*(probabilities(*voice, part) for voice in voices))
-        return scores, predictions != data(part).labels
-
-    return state, heard
+def _heard(places: Places, setting: Setting, voices: list[tuple[int, float | None]], part: str
+           ) -> tuple[Tensor, Tensor]:
+    """The scores that models give together, and which of their predictions are wrong: (N,) float64 and (N,) bool."""
+    said = [_said(places, setting, *voice, part) for voice in voices]
+    predictions, scores = answer(*(probabilities for probabilities, _ in said))
+    return scores, predictions != said[0][1]
 
 
 def _measured(file: str, setting: Setting, places: Places, changes: list[Row], measure: Callable[[Row], Row]

@@ -3,9 +3,10 @@
 import copy
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +26,7 @@ from .workers import side_by_side
 
 
 def choose_settings(places: Places = Places(), dataset: str | None = None) -> tuple[Setting, ...]:
-    """Return the settings on MNIST, or on scikit-learn's digits where MNIST is unavailable, which is said in one line.
-
-    dataset: "mnist" or "digits"; taken from the environment variable MASKTUNE_DATASET, else "mnist", if not given.
-    """
+    """The settings on MNIST, or on scikit-learn's digits where MNIST is unavailable or MASKTUNE_DATASET says so."""
     dataset = dataset or os.environ.get("MASKTUNE_DATASET", "mnist")
     if dataset not in ("mnist", "digits"):
         raise ValueError(f"expected dataset to be 'mnist' or 'digits', got {dataset!r}")
@@ -42,10 +40,7 @@ def choose_settings(places: Places = Places(), dataset: str | None = None) -> tu
 
 
 def load_data(places: Places, erm: Erm, seed: int = 0, part: str = "train") -> Images:
-    """Return a part of an experiment's data, "train", "val" or a test set.
-
-    The seed draws the squares of digits; photographs are what they are.
-    """
+    """A part of an experiment's data: "train", "val" or a test set; the seed draws what is random in it."""
     options = dict(erm.options)
     view = options.pop("test_view", options.get("view"))
     if view and part != "train":
@@ -60,10 +55,7 @@ def load_tests(places: Places, setting: Setting) -> dict[str, Images]:
 
 def new_model(seed: int, name: str = "SmallCNN", classes: int = 2, weights: str | None = None,
               layer: str | None = None) -> nn.Module:
-    """A model with PyTorch's default initialisation, a pure function of the seed.
-
-    torchvision's can start from `weights`, and be explained at another `layer`: see `Backbone`.
-    """
+    """A model with PyTorch's default initialisation, a pure function of the seed; others start as of `Backbone`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "weights").initial_seed())
         ours = {"SmallCNN": SmallCNN, "ResNet32": ResNet32, "ResNet50": partial(ResNet50, weights=weights)}
@@ -91,10 +83,7 @@ def finetune_path(places: Places, setting: Setting, seed: int, finetune: FineTun
 
 
 def run_erm(places: Places, setting: Setting, seed: int) -> State:
-    """ERM: loaded, continued or trained; see `load_or_run`.
-
-    The state returned has the weights that the recipe selects: the last, or the best on the validation set.
-    """
+    """ERM: loaded, continued or trained, see `load_or_run`; with the weights that the recipe selects."""
     erm = setting.erm
     data, validation = (cache(partial(_on_device, places, setting, seed, part)) for part in ("train", "val"))
     path = erm_path(places, setting, seed)
@@ -155,8 +144,7 @@ def _on_device(places: Places, setting: Setting, seed: int, part: str) -> tuple[
     return found.images.to(device), found.labels.to(device)
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One setting with one seed: the states after ERM and after MaskTune."""
 
     setting: Setting
@@ -166,29 +154,26 @@ class Run:
 
 
 def run(places: Places, setting: Setting, seed: int) -> Run:
-    """Load or run ERM and MaskTune for one setting and seed, with the threads in use if the setting has none."""
-    with cpu_threads(setting.threads or torch.get_num_threads()):
+    """Load or run ERM and MaskTune; the SmallCNN with one thread, so that no number of cores changes a bit."""
+    with cpu_threads(1 if setting.erm.model == "SmallCNN" else torch.get_num_threads()):
         erm = run_erm(places, setting, seed)
         return Run(setting, seed, erm, run_finetune(places, setting, seed, erm))
 
 
 def run_all(settings: tuple[Setting, ...], seeds: tuple[int, ...] | None = None,
             processes: int | None = None, places: Places = Places()) -> list[Run]:
-    """Load or run all seeds of all settings; those that are not finished run side by side.
+    """Load or run all seeds of settings of one model; those that are not finished run side by side.
 
-    processes: how many large trainings at once share the cores, if not one on each GPU; of the SmallCNN, there is one
-    on each core.
+    processes: how many trainings share the cores, if not one on each GPU; the SmallCNN's are one on each core.
     """
-    processes = processes or max(1, torch.cuda.device_count())
+    processes = None if settings[0].erm.model == "SmallCNN" else processes or max(1, torch.cuda.device_count())
     pairs = [(setting, seed) for setting in settings for seed in seeds or setting.seeds]
     missing = [(setting, seed) for setting, seed in pairs
                if not finished(finetune_path(places, setting, seed, setting.finetune),
                                setting.erm.epochs + setting.finetune.iterations)]
     if missing and parallel.world() == 1:
         print(f"{len(missing)} of {len(pairs)} runs are to be trained, or go on", flush=True)
-        for large, at_once, threads in ((False, None, 1), (True, processes, max(1, cores() // processes))):
-            tasks = [pair for pair in missing if (pair[0].threads is None) == large]
-            train_all(partial(run, places), tasks, "training", at_once, threads)
+        train_all(partial(run, places), missing, "training", processes, max(1, cores() // (processes or cores())))
     with cpu_threads(max(1, cores() // parallel.world())):
         return [run(places, setting, seed) for setting, seed in pairs]
 

@@ -77,20 +77,17 @@ def _weights(places: Places, setting: Setting, seed: int) -> str:
 
 def _varied(setting: Setting, condition: Row) -> Setting:
     """The setting with ERM as a condition has it, and a folder of its own for that."""
-    own = {"class_mix_ratio" if name == "ratio" else name: condition[name] for name in (*questions.DATA, "ratio", "size")
-           if name in condition}
+    own = {"class_mix_ratio" if name == "ratio" else name: condition[name]
+           for name in (*questions.DATA, "ratio", "size") if name in condition}
     erm = replace(setting.erm, epochs=condition["erm_epochs"], options=setting.erm.options | own)
-    if erm == setting.erm:
-        return setting
     name = "-".join(map(str, (setting.name, erm.epochs, *own.values())))
-    return replace(setting, name=name, erm=erm)
+    return setting if erm == setting.erm else replace(setting, name=name, erm=erm)
 
 
 def _train(places: Places, setting: Setting, missing: list[Row]) -> None:
     """Train the ERMs that conditions start from, each once."""
     wanted = dict.fromkeys((_varied(setting, condition), condition["seed"]) for condition in missing)
-    tasks = [(one, seed) for one, seed in wanted
-             if not finished(stages.erm_path(places, one, seed), one.erm.epochs)]
+    tasks = [(one, seed) for one, seed in wanted if not finished(stages.erm_path(places, one, seed), one.erm.epochs)]
     stages.train_all(partial(stages.run_erm, places), tasks, f"{setting.name}: ERM")
 
 
@@ -110,8 +107,7 @@ class Subject:
         self.images, self.labels = self.train.images.to(device), self.train.labels.to(device)
         self.found = cache(lambda layer, k: find_masks(explained(self.erm.model, layer), self.images, k))
         self.grown = cache(grown)
-        self.random = cache(lambda epoch: random_masks(len(self.images), tuple(self.images.shape[2:]), seed, epoch,
-                                                       self.images.device))
+        self.random = cache(partial(random_masks, len(self.images), tuple(self.images.shape[2:]), seed, device=device))
         self.hit = cache(self._hit)  # many conditions share their masks
 
     def measure(self, condition: Row) -> Row:
@@ -144,7 +140,7 @@ class Subject:
 
     def masks(self, condition: Row, state: State) -> Masks | None:
         """The masks of the next iteration; None: nothing is hidden."""
-        method, first = condition["method"], state.epoch == self.erm.epoch
+        method = condition["method"]
         if method == "plain":
             return None
         if method == "randmask":
@@ -153,14 +149,12 @@ class Subject:
             return self.train.known if method == "known hidden" else Masks.of(~self.train.known[:])
         if condition["cam"] != "XGradCAM":
             return self._masks_of(condition["cam"])
-        if not first:
+        if state.epoch > self.erm.epoch:
             return find_masks(explained(state.model, condition["layer"]), self.images, condition["k"],
                               state.masks if condition["accumulate"] else None)
         masks = self.found(condition["layer"], condition["k"])
-        if method == "shuffled":
-            order = torch.randperm(len(masks), generator=generator(self.seed, "shuffled"))
-            return Masks(masks.shape, masks.bits[order])
-        return masks
+        order = torch.randperm(len(masks), generator=generator(self.seed, "shuffled"))
+        return Masks(masks.shape, masks.bits[order]) if method == "shuffled" else masks
 
     def filled(self, masks: Masks) -> Tensor:
         """The training images with hidden pixels from another one each, drawn from the seed."""
@@ -176,9 +170,8 @@ class Subject:
 
         `hidden`: the share of pixels; `untouched`: the share of images in which nothing is hidden; `erm_on_masked` and
         `erm_on_filled`: ERM's accuracy on the masked images, black or smooth, of photographs on every fourth. Where
-        pixels are known, of all images and of each group: `known`, their share of all pixels; `on_known`, how much of
-        what is hidden they are; `known_hidden`, how much of them is hidden; and `known_visible`, in how many images a
-        rest of them stays visible.
+        pixels are known, of all images and of each group: `on_known`, how much of what is hidden they are;
+        `known_hidden`, how much of them is hidden; `known_visible`, in how many images a rest of them stays visible.
         """
         some = slice(None, None, 1 if self.val is None else 4)
         facts = {"hidden": masks.share(), "untouched": masks.untouched(), **{
@@ -186,48 +179,41 @@ class Subject:
             for column, fill in (("erm_on_masked", "black"), ("erm_on_filled", "smooth"))}}
         if self.train.known is None:
             return facts
-        names = self.train.group_names
-        counts = torch.zeros(len(names), 5, dtype=torch.float64)  # pixels, hidden, known, both; images with a rest
-        for chunk in torch.arange(len(masks)).split(256):
-            hidden, known = masks[chunk].cpu(), self.train.known[chunk].cpu()
-            each = torch.stack([torch.ones_like(hidden), hidden, known, hidden & known], 1).double().sum((2, 3))
-            rest = (known & ~hidden).flatten(1).any(1, keepdim=True)
-            counts.index_add_(0, self.train.groups[chunk], torch.cat([each, rest], 1))
-        for suffix, (all_pixels, hidden, known, both, rest) in zip(
-                ("", *(f": {name}" for name in names)), (counts.sum(0), *counts), strict=True):
-            facts |= {f"hidden{suffix}": (hidden / all_pixels).item(), f"known{suffix}": (known / all_pixels).item(),
-                      f"on_known{suffix}": (both / hidden.clamp(min=1)).item(),
-                      f"known_hidden{suffix}": (both / known).item(), f"known_visible{suffix}": int(rest)}
+        groups = {f": {name}": self.train.groups == group for group, name in enumerate(self.train.group_names)}
+        for suffix, chosen in {"": slice(None), **groups}.items():
+            hidden, known = masks[chosen].cpu(), self.train.known[chosen].cpu()
+            both = (hidden & known).sum().double()
+            facts |= {f"on_known{suffix}": (both / hidden.sum().clamp(min=1)).item(),
+                      f"known_hidden{suffix}": (both / known.sum()).item(),
+                      f"known_visible{suffix}": (known & ~hidden).flatten(1).any(1).sum().item()}
         return facts
 
     def _masks_of(self, cam: str) -> Masks:
         """The masks of the training images by another CAM; see `questions.BASE`."""
         import pytorch_grad_cam  # here: no training needs it, and it takes seconds
 
-        model = copy.deepcopy(self.erm.model).eval()  # the library's classes leave traces
+        model, found = copy.deepcopy(self.erm.model).eval(), []  # the library's classes leave traces
         draw = generator(self.seed, "random maps")
         explain = None if cam in ("random", "label") else getattr(pytorch_grad_cam, cam)(model, [model.saliency_layer])
-
-        def heat(seen: Tensor, labels: Tensor) -> Tensor:
+        for images, labels in zip(self.images.split(500), self.labels.split(500), strict=True):
             if cam == "random":
-                coarse = torch.rand(len(seen), 8, 8, generator=draw).to(seen.device)
-                return unit_range(resized(coarse, *seen.shape[2:]))
-            if cam == "label":
-                return xgradcam(model, seen, classes=labels)
-            return torch.from_numpy(explain(seen, targets=None)).to(seen.device)
-
-        batches = zip(self.images.split(500), self.labels.split(500), strict=True)
-        return Masks.of(torch.cat([hottest(heat(pixels(images), labels)) for images, labels in batches]))
+                coarse = torch.rand(len(images), 8, 8, generator=draw).to(images.device)
+                heat = unit_range(resized(coarse, *images.shape[2:]))
+            elif cam == "label":
+                heat = xgradcam(model, pixels(images), classes=labels)
+            else:
+                heat = torch.from_numpy(explain(pixels(images), targets=None)).to(images.device)
+            found.append(hottest(heat))
+        return Masks.of(torch.cat(found))
 
     def scores(self, model: nn.Module) -> Row:
         """Averages of the test sets, of each group in them, of the worst of these; and of the validation set."""
         row, groups = {}, {}
         for name, test in self.tests.items():
             one = _scored(model, test)
-            row["average" if name == "test" else name] = one.average
+            row |= {name: one.average} if name != "test" else {
+                "average": one.average, "adjusted_average": adjusted_average(one.groups, self.train.groups)}
             groups |= {test.group_names[group]: value for group, value in one.groups.items()}
-            if name == "test":
-                row["adjusted_average"] = adjusted_average(one.groups, self.train.groups)
         row |= {"worst": min(groups.values()), **groups}
         if self.val is not None:
             val = _scored(model, self.val)
@@ -239,13 +225,13 @@ _subject = lru_cache(maxsize=1)(Subject)  # the conditions of one come together
 
 
 def examples(setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str]]:
-    """The first two training images of each group: images, heat maps, masks, the known pixels, and titles."""
+    """The first two training images of each group: images, heat maps, masks, the known pixels, and groups."""
     train, model = stages.load_data(Places(), setting.erm), stages.run_erm(Places(), setting, 0).model
     chosen = torch.cat([torch.nonzero(train.groups == group).flatten()[:2] for group in train.groups.unique()])
     images = pixels(train.images[chosen])
     heat = xgradcam(model, images.to(best_device())).cpu()
-    titles = [train.group_names[group].replace(", ", "\non ") for group in train.groups[chosen].tolist()]
-    return images, heat, hottest(heat), train.known[chosen], titles
+    names = [train.group_names[group].replace(", ", "\non ") for group in train.groups[chosen]]
+    return images, heat, hottest(heat), train.known[chosen], names
 
 
 def choose(setting: Setting = BIRDS[1], places: Places = Places()) -> pandas.DataFrame:
@@ -271,11 +257,10 @@ def _choose(places: Places, setting: Setting, condition: Row) -> Row:
 
 def explained(model: nn.Module, layer: str) -> nn.Module:
     """A model with another saliency layer, as a copy; "own": the model itself."""
-    if layer == "own":
-        return model
-    copy = copied(model)
-    copy.layer = layer
-    return copy
+    if layer != "own":
+        model = copied(model)
+        model.layer = layer
+    return model
 
 
 def _scored(model: nn.Module, data: Images) -> Score:

@@ -19,9 +19,8 @@ def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | No
                  ) -> Iterator:
     """Yield `work(task)` for each task as it is done.
 
-    With one thread each, the number of cores decides how long it takes, and nothing else. Of several GPUs, each process
-    has its own; several share one if so many are asked for, as small networks can. A single task, and all on a single
-    GPU, run in this process. Interrupted, it ends the other processes.
+    Of several GPUs, each process has its own; several share one if so many are asked for. A single task, and all on a
+    single GPU, run in this process. Interrupted, it ends the other processes.
 
     Args:
         work: a function that can be imported, of one argument.

@@ -43,13 +43,12 @@ def overview(image: Tensor, heatmap: Tensor, mask: Tensor, rows: pandas.DataFram
                                          axesB=right, arrowstyle="-|>", mutation_scale=18, color="0.3", linewidth=1.8))
     for axis, (setting, title) in zip(bars, titles.items(), strict=True):
         for j, (test_set, hatch) in enumerate(HATCHES.items()):
-            accuracies = 100 * rows[rows["setting"] == setting].groupby("method", sort=False)[test_set].agg(
-                ["mean", "std"]).fillna(0)
-            for i, (method, (mean, std)) in enumerate(accuracies.iterrows()):
-                x = j + 0.28 * (i - 1)
-                axis.bar(x, mean, 0.26, yerr=std or None, capsize=3, color=COLOURS[NAMES[method]], hatch=hatch,
+            own = rows[rows["setting"] == setting].groupby("method", sort=False)[test_set]
+            for i, (method, values) in enumerate(own):
+                x, mean = j + 0.28 * (i - 1), 100 * values.mean()
+                axis.bar(x, mean, 0.26, yerr=100 * values.std(), capsize=3, color=COLOURS[NAMES[method]], hatch=hatch,
                          edgecolor="white", label=NAMES[method] if j == 0 else None)
-                axis.text(x, mean + std + 2, f"{mean:.0f}", ha="center")
+                axis.text(x, 106, f"{mean:.0f}", ha="center")
         axis.axhline(50, color="0.6", linewidth=1, linestyle=":")  # chance, of two classes
         axis.set(title=title, ylim=(0, 115), yticks=range(0, 101, 25), xticks=range(2), xticklabels=HATCHES)
     bars[0].set_ylabel("accuracy, %")
@@ -122,14 +121,12 @@ def by_digit(correct: dict[str, Tensor], digits: Tensor) -> Figure:
     figure, (axes,) = plt.subplots(1, len(correct), figsize=(6 * len(correct), 3.6), sharey=True, squeeze=False)
     for axis, (title, right) in zip(axes, correct.items(), strict=True):
         values = torch.stack([100 * right[:, digits == digit].double().mean(1) for digit in range(10)], dim=1)
-        whole = 100 * right.double().mean().item()
         axis.bar(range(10), values.mean(0), color=COLOURS["ERM"], hatch=HATCHES["malicious"], edgecolor="white")
         axis.plot(range(10), values.T, "k.", markersize=4)
         for digit, value in enumerate(values.mean(0).tolist()):
             axis.text(digit, 113, f"{value:.0f}", ha="center", fontsize=10)  # in one line above all bars
-        line = axis.axhline(whole, color=WRONG, linewidth=1.2, linestyle="--")
-        axis.legend([line], [f"all digits: {whole:.2f} %"], loc="lower left", bbox_to_anchor=(0, 0.86))
-        axis.set(title=title, xlabel="digit", xticks=range(10), ylim=(0, 138), yticks=range(0, 101, 25))
+        axis.set(title=f"{title}: {100 * right.double().mean():.2f} %", xlabel="digit", xticks=range(10), ylim=(0, 122),
+                 yticks=range(0, 101, 25))
     axes[0].set_ylabel("ERM, malicious: accuracy, %")
     return figure
 
@@ -138,10 +135,8 @@ def panels(panels: dict[str, tuple[pandas.DataFrame, str]], ylabel: str, names: 
            series: str = "setting", lines: dict[str, float] | None = None) -> Figure:
     """What the worst group depends on, a small panel for each question: dots are runs, a line or a tick their means.
 
-    Args:
-        panels: {title: (rows, the column that varies)}.
-        names: of the series, each a value of the column `series`, as in `COLOURS`.
-        lines: references across all panels, accuracies in [0, 1].
+    panels: {title: (rows, the column that varies)}; names: of the values of the column `series`, as in `COLOURS`;
+    lines: references across all panels, accuracies in [0, 1].
     """
     figure, axes = _grid(len(panels), 3, 4.1, 2.9, sharey=True)
     for axis, (title, (answers, vary)) in zip(axes, panels.items(), strict=True):
@@ -152,14 +147,14 @@ def panels(panels: dict[str, tuple[pandas.DataFrame, str]], ylabel: str, names: 
             own = answers[answers[series] == name]
             x, percent = own[vary].map(ticks.index) + 0.1 * (i - (len(shown) - 1) / 2), 100 * own["worst"]
             means = percent.groupby(x, sort=False).mean()
-            joined = {} if not isinstance(ticks[0], str) else dict(linestyle="", marker="_", markersize=13)  # no order
+            joined = dict(linestyle="", marker="_", markersize=13) if isinstance(ticks[0], str) else {}  # no order
             axis.plot(means.index, means, color=COLOURS[names[name]], label=names[name], **joined)
             axis.plot(x, percent, "o", color=COLOURS[names[name]], markersize=3.5)
         for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
             axis.axhline(100 * level, color="0.35", linewidth=1.1, linestyle=style, label=name)
         axis.set(title=title, ylim=(-4, 104), yticks=range(0, 101, 25), xlim=(-0.4, len(ticks) - 0.6))
-        axis.set_xticks(range(len(ticks)), [str(NAMES.get(one, one)).replace("PlusPlus", "++") for one in ticks],
-                        **(dict(rotation=30, ha="right") if max(len(str(one)) for one in ticks) > 8 else {}))
+        turned = dict(rotation=30, ha="right") if max(len(str(one)) for one in ticks) > 8 else {}
+        axis.set_xticks(range(len(ticks)), [NAMES.get(one, one) for one in ticks], **turned)
     for axis in axes[::3]:
         axis.set_ylabel(ylabel)
     handles = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}

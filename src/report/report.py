@@ -5,10 +5,9 @@ import html
 import io
 import json
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas
 import torch
@@ -43,7 +42,7 @@ class Report:
     history: dict[str, list[float]] = field(default_factory=dict)  # loss and accuracy of each epoch; none: a preview
     after: dict[str, Score] = field(default_factory=dict)
     before_on_masked: float | None = None  # the old model's accuracy on masked training images, of `SAMPLE` or more
-    examples: SimpleNamespace | None = None  # see `_examples`
+    examples: list[Tensor] | None = None  # see `_examples`
     failure: str = ""  # why some of the three are missing
 
     @classmethod
@@ -72,10 +71,9 @@ class Report:
     @cached_property
     def mean_masks(self) -> Tensor:
         """How often each pixel is hidden in the images of a class, (classes, H, W): a shortcut in one place shows."""
-        means, labels = torch.zeros(len(self.classes), *self.masks.shape[1:]), self.labels.to(self.masks.bits.device)
-        for label in labels.unique().tolist():
-            means[label] = self.masks.mean(labels == label)
-        return means
+        labels = self.labels.to(self.masks.bits.device)
+        means = [self.masks.mean(labels == label) for label in range(len(self.classes))]
+        return torch.stack(means).nan_to_num().cpu()  # none of a class: none hidden
 
     @property
     def verdict(self) -> str:
@@ -117,12 +115,10 @@ class Report:
 
     def as_dict(self) -> dict[str, object]:
         """All but masks and pictures, as plain numbers and strings; classes and groups go by their numbers."""
-        return {"verdict": self.verdict, "classes": self.classes, "hidden": self.hidden,
-                "hidden_by_class": self.mean_masks.mean((1, 2)).tolist(),
-                "before": {name: asdict(one) for name, one in self.before.items()},
-                "after": {name: asdict(one) for name, one in self.after.items()},
-                "before_on_masked": self.before_on_masked, "history": self.history,
-                "settings": self.settings, "computed_by": self.computed_by}
+        plain = {one.name: getattr(self, one.name) for one in fields(self)
+                 if one.name not in ("labels", "masks", "examples")}
+        scores = {when: {name: asdict(one) for name, one in plain[when].items()} for when in ("before", "after")}
+        return {"verdict": self.verdict, **plain, **scores, "hidden_by_class": self.mean_masks.mean((1, 2)).tolist()}
 
     def pictures(self) -> dict[str, bytes]:
         """PNG files by name: mean masks of the classes that hide most, and a gallery; a warning tells what fails."""
@@ -133,10 +129,10 @@ class Report:
             most = self.mean_masks.amax((1, 2)).argsort(descending=True, stable=True)[:FIGURES].sort().values
             made = {"mean_masks": figures.mean_masks(self.mean_masks[most], [self.classes[i] for i in most])}
             if self.examples:
-                one, short = self.examples, [name[:18] for name in self.classes]
-                titles = figures.arrows(one.labels, one.before, one.after, names=short, between="\n→ ")
-                rows = figures.explained(one.images, one.heat, one.masks, one.masked)
-                made["gallery"] = figures.strip(rows, {"image": titles})
+                labels, before, after, *rows = self.examples
+                short = [name[:18] for name in self.classes]
+                titles = figures.arrows(labels, before, after, names=short, between="\n→ ")
+                made["gallery"] = figures.strip(figures.explained(*rows), {"image": titles})
             for name, figure in made.items():
                 figures.plt.close(figure)  # the notebook would show it once more
                 figure.savefig(file := io.BytesIO(), format="png")
@@ -159,9 +155,9 @@ class Report:
 
     def _repr_html_(self) -> str:
         said = f"<p>{html.escape(self.verdict)}</p><p>Computed by {html.escape(self.computed_by)}.</p>"
-        pictures = [f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
-                    for name, content in self.pictures().items()]
-        return "\n".join([said, self.table().to_html(**PERCENT), *pictures])
+        pictures = "".join(f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+                           for name, content in self.pictures().items())
+        return said + self.table().to_html(**PERCENT) + pictures
 
 
 def hidden_share(share: float) -> str:
@@ -182,14 +178,14 @@ def scored(guesses: Tensor, data: Images) -> Score:
     return score(guesses.cpu(), labels, labels if data.groups is None else data.groups.cpu())
 
 
-def _examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks, fill: str) -> SimpleNamespace:
-    """The first images of every class and what masks leave of them (n, 3, H, W) float, heat and masks (n, H, W), labels
-    and guesses (n,)."""
+def _examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks, fill: str) -> list[Tensor]:
+    """Labels and guesses before and after (n,) of the first images of every class; these (n, 3, H, W) float, heat and
+    masks (n, H, W), and what masks leave."""
     labels, each = data.labels.cpu(), max(1, EXAMPLES // len(data.classes))
     chosen = torch.cat([torch.nonzero(labels == label).flatten()[:each] for label in labels.unique()])[:EXAMPLES]
     images = data.images[chosen.to(data.images.device)]
     seen = pixels(images.to(next(old.parameters()).device))
     before, after = (infer(model, images).argmax(1).cpu() for model in (old, new))
     hidden = masks[chosen.to(masks.bits.device)].cpu()
-    return SimpleNamespace(images=seen.cpu(), heat=xgradcam(old, seen).cpu(), labels=labels[chosen], masks=hidden,
-                           masked=pixels(images.cpu(), hidden, fill), before=before, after=after)
+    return [labels[chosen], before, after, seen.cpu(), xgradcam(old, seen).cpu(), hidden,
+            pixels(images.cpu(), hidden, fill)]

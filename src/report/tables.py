@@ -12,9 +12,10 @@ TRAINING_SETS = {"mnist-random": "1 % conflicting, random", "mnist-digit": "1 % 
                  "mnist-none": "none conflicting"}
 QUIET = ("MaskTune, grown, decoys", "perfect masks", "perfect masks, grown, decoys")  # those of `remedied` in figures
 SHORTCUT = ": 0-4, square"  # the group of MNIST whose squares go with the class, as a suffix of what masks hit
-COLUMNS = {"average": "average", "raw": "raw", "malicious": "malicious", "worst": "worst group",
+STUDIED = ("average", "raw", "malicious", "worst", "hidden", f"known_hidden{SHORTCUT}", "on_known", "untouched")
+COLUMNS = {"setting": "training set", "adjusted_average": "adjusted average", "worst": "worst group",
            "hidden": "pixels hidden", f"known_hidden{SHORTCUT}": "shortcut hidden", "on_known": "of these on the bird",
-           "untouched": "images untouched"}
+           "untouched": "images untouched", "erm_on_masked": "ERM on the masked training images"}
 TESTED_GROUPS = [GROUPS[group] for group in (0, 2, 3)]  # "0-4, square" is in neither of the paper's test sets
 OTHERS = (  # training set, method, test set, source, percent. The paper's figure is as re-implementers quote it; the
     # prior notebook's are those of its published weights, one seed each
@@ -34,53 +35,24 @@ def mean_std(values: pandas.Series, digits: int = 1) -> str:
     return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
 
-def listed_if_far(values: pandas.Series) -> str:
-    """Mean ± std; each value where there are few and far between."""
-    values = values.dropna()
-    if 1 < len(values) <= 3 and values.std() > 0.1:
-        return ", ".join(f"{100 * value:.1f}" for value in values)
-    return mean_std(values)
-
-
 def summary(rows: pandas.DataFrame, by: Sequence[str], columns: Sequence[str], how=mean_std) -> pandas.DataFrame:
     """A line for each group of rows, in the order in which they come; n counts its rows."""
     groups = rows.groupby(list(by), sort=False)
     table = groups[list(columns)].agg(how)
     table["n"] = groups.size()
-    names = {**NAMES, **TRAINING_SETS, **{key.replace("mnist", "digits"): f"digits, {title}"
-                                          for key, title in TRAINING_SETS.items()}}
-    shown = {"setting": "training set", "adjusted_average": "adjusted average",
-             "erm_on_masked": "ERM on the masked training images", **COLUMNS}
-    table = table.reset_index().replace({column: names for column in ("setting", "method") if column in by})
-    return table.rename(columns=shown)
+    digits = {key.replace("mnist", "digits"): f"digits, {title}" for key, title in TRAINING_SETS.items()}
+    names = {"setting": TRAINING_SETS | digits, "method": NAMES}
+    table = table.reset_index().replace({column: names[column] for column in names if column in by})
+    return table.rename(columns=COLUMNS)
 
 
 def results(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Accuracy, mean ± std over seeds and orders: both test sets, the worst group, and the lowest run."""
     table = summary(rows, ("setting", "method"), ("raw", "malicious", "worst"))
-    table.insert(5, "lowest malicious", _lowest(rows))
-    return table
-
-
-def _lowest(rows: pandas.DataFrame) -> list[str]:
-    """The lowest accuracy on the malicious set of each setting and method, and the run that it is of."""
     found = rows.loc[rows.groupby(["setting", "method"], sort=False)["malicious"].idxmin()]
-    return [f"{100 * row.malicious:.1f} (seed {row.seed}{f', order {row.order}' if row.method != 'erm' else ''})"
-            for row in found.itertuples()]
-
-
-def spreads(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Where the scatter on the malicious set comes from, in points: seeds (ERM and all) or orders of the one epoch.
-
-    That of orders is the root mean square of each seed's own (ddof 1).
-    """
-    by = ["setting", "method"]
-    seeds = rows.groupby([*by, "seed"], sort=False)["malicious"]
-    within = (seeds.var().groupby(level=by, sort=False).mean() ** 0.5).fillna(0)
-    table = summary(rows, by, ("malicious",))
-    table.insert(3, "std over seeds", [f"{100 * std:.1f}" for std in seeds.mean().groupby(level=by, sort=False).std()])
-    table.insert(4, "std over orders", [f"{100 * std:.1f}" for std in within])
-    table.insert(5, "lowest", _lowest(rows))
+    table.insert(5, "lowest malicious", [
+        f"{100 * row.malicious:.1f} (seed {row.seed}{f', order {row.order}' if row.method != 'erm' else ''})"
+        for row in found.itertuples()])
     return table
 
 
@@ -95,10 +67,10 @@ def others(rows: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def study(rows: pandas.DataFrame, *vary: str) -> pandas.DataFrame:
-    """A study's rows, mean ± std or all seeds: a line for each setting, method and value of what is varied."""
+    """A study's rows, mean ± std: a line for each setting, method and value of what is varied."""
     by = [column for column in ("setting", "method") if rows[column].nunique() > 1 or column in vary]
-    columns = [column for column in COLUMNS if column in rows and rows[column].notna().any()]
-    return summary(rows, dict.fromkeys([*by, *vary]), columns, listed_if_far).drop(columns="n")
+    columns = [column for column in STUDIED if column in rows and rows[column].notna().any()]
+    return summary(rows, dict.fromkeys([*by, *vary]), columns).drop(columns="n")
 
 
 def remedied(rows: pandas.DataFrame) -> pandas.DataFrame:
@@ -112,20 +84,9 @@ def remedied(rows: pandas.DataFrame) -> pandas.DataFrame:
 
 def holes(rows: pandas.DataFrame, across: str, value: str = "malicious") -> pandas.DataFrame:
     """What comes of each kind of masks, mean ± std, a column for each value of what is varied."""
-    table = remedied(rows).groupby(["masks", across], sort=False)[value].agg(mean_std).unstack(fill_value="")
-    kinds = remedied(rows)["masks"].unique()
-    return table.loc[kinds, rows[across].unique()].rename_axis(columns=None).reset_index()
-
-
-def demonstration(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """What `masktune` did to a network of one's own, before → after: each seed, and their mean ± std."""
-    rows = rows[rows["part"] == "test"]
-    columns = {"turned": "turned", "turned_worst": "turned, worse class", "plain": "plain",
-               "plain_worst": "plain, worse class"}
-    lines = [(str(seed), own) for seed, own in rows.groupby("seed")] + [(f"mean ± std, n = {len(rows)}", rows)]
-    return pandas.DataFrame([{"seed": name, "mark hidden": mean_std(shown["mark_hidden"]), **{
-        title: f"{mean_std(shown['before_' + column])} → {mean_std(shown['after_' + column])}"
-        for column, title in columns.items()}} for name, shown in lines])
+    rows = remedied(rows)
+    table = rows.groupby(["masks", across], sort=False)[value].agg(mean_std).unstack(fill_value="")
+    return table.loc[rows["masks"].unique(), rows[across].unique()].rename_axis(columns=None).reset_index()
 
 
 def selective(rows: pandas.DataFrame, coverages: Sequence[float], reported: dict[str, dict[float, float]]
