@@ -1,7 +1,8 @@
 # make notebook   execute README.ipynb top to bottom into executed/ (what a reader runs)
 # make lab        open it in JupyterLab
 # make test       run the tests
-# make studies    train what is missing of the MNIST experiment and measure every row of results/ on it (hours)
+# make test-long  run those of minutes, with transformers, medmnist and others beside the project
+# make studies    train what is missing of the MNIST experiment and measure what is missing of its results/ (hours)
 # make publish    execute README.ipynb in place and bring README.md in line with it (what a maintainer runs)
 # make benchmark  time the usual pipeline and ours side by side, and ours against the size of the data
 
@@ -11,7 +12,7 @@ export PYTHONSAFEPATH :=
 # an environment whose interpreter is gone is made anew
 $(shell $(BIN)/python -c "" 2>/dev/null || rm -f .venv/ready)
 
-.PHONY: notebook lab test studies publish benchmark clean
+.PHONY: notebook lab test test-long studies publish benchmark clean
 
 notebook: .venv/ready
 	$(BIN)/python -m src.notebook executed/README.ipynb
@@ -22,6 +23,10 @@ lab: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-long: .venv/ready
+	$(BIN)/python -m pip install --disable-pip-version-check transformers medmnist
+	$(BIN)/python -m pytest -m long
 
 studies: .venv/ready
 	$(BIN)/python -m src.experiments studies
@@ -37,7 +42,7 @@ benchmark: .venv/ready
 
 .venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name it with make PYTHON=...")'
-	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear .venv  # one that works is kept, with its PyTorch
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 

@@ -20,7 +20,9 @@ from .report import tables
 
 NOTEBOOK = Path("README.ipynb")
 LANDING_PAGE = Path("README.md")
-FIGURE = Path("assets/results.png")
+ASSETS = Path("assets")
+PICTURES = {  # by the tag of the cell that draws them
+    "epoch.gif": "animation", "epoch.png": "animation", "marks.png": "marks", "birds.png": "birds"}
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=\n<!-- /results -->)", re.DOTALL)
 
 
@@ -84,11 +86,12 @@ def main() -> None:
         if not arguments.publish:
             write_whole(target, nbformat.writes(notebook).encode())  # with the error in its place
         sys.exit(f"{error}\nnot executed to its end" + ("" if arguments.publish else f": {target}"))
-    picture = tagged(notebook, "results-figure", "image/png")
-    notebook.cells[0]["attachments"] = {FIGURE.name: {"image/png": picture}}  # the first screen shows it
+    pictures = {name: tagged(notebook, tag, f"image/{name[-3:]}") for name, tag in PICTURES.items()}
+    notebook.cells[0]["attachments"] = {"epoch.gif": {"image/gif": pictures["epoch.gif"]}}  # the first screen shows it
     write_whole(target, nbformat.writes(notebook).encode())
     if arguments.publish:
-        write_whole(FIGURE, base64.b64decode(picture))
+        for name, picture in pictures.items():
+            write_whole(ASSETS / name, base64.b64decode(picture))
         page = LANDING_PAGE.read_text()
         write_whole(LANDING_PAGE, TABLE.sub(lambda _: landing_table(), page).encode())
     print(f"executed: {target}")

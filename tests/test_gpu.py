@@ -10,6 +10,7 @@ from src.datasets.images import Images
 from src.device import room_for
 from src.experiments import stages
 from src.experiments.recipes import Places
+from src.inference import accuracy
 from src.masking import find_masks
 from src.repair import masktune
 from tests.conftest import same
@@ -28,10 +29,8 @@ def test_the_stages_of_the_notebook(setting, tmp_path):
     assert images.is_cuda
     there, here = find_masks(first.erm.model, images), find_masks(first.erm.model.cpu(), train.images)
     assert (there[:].cpu() == here[:]).double().mean() > 0.999
-    tests = stages.load_tests(Places(), setting)
-    malicious = tests["malicious"]
-    before, after = ((stages.predict([state], tests)["malicious"][0] == malicious.labels).double().mean()
-                     for state in (anew.erm, anew.finetuned))
+    malicious = stages.load_tests(Places(), setting)["malicious"]
+    before, after = (accuracy(state.model, malicious.images, malicious.labels) for state in (anew.erm, anew.finetuned))
     assert after > before
 
 

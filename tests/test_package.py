@@ -1,13 +1,18 @@
 """The package: what `pip install .` installs, and which of its files may import which."""
 
 import ast
+import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
+from PIL import Image
 
 from tests.conftest import REPOSITORY
 
@@ -61,6 +66,23 @@ def test_the_package_is_installed_whole_and_works_from_any_folder(installed, tmp
     where = python(tmp_path, "-c", REPAIR, PYTHONPATH=str(installed))
     assert where.strip() == str(installed / "masktune" / "__init__.py")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_example_of_the_landing_page_runs_as_it_stands(installed, tmp_path):
+    """On generated images, one class with a mark; the model has learned nothing, of which a warning tells."""
+    example = re.search(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)[1]
+    draw = torch.Generator().manual_seed(0)
+    for part, name, i in itertools.product(("train", "test"), ("cat", "dog"), range(4)):
+        image = torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8, generator=draw)
+        image[48:, 48:] = 255 * (name == "cat")
+        (tmp_path / "photos" / part / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.numpy()).save(tmp_path / "photos" / part / name / f"{i}.jpg")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), tmp_path / "model.pt")
+    said = python(tmp_path, "-W", "ignore", "-c", example, PYTHONPATH=str(installed), OMP_NUM_THREADS="1")
+    before, after = said.split("computed by")[:2]
+    assert re.search(r"train +average +\d+\.\d%\n", before)  # the preview has nothing to compare with
+    assert re.search(r"test +average +\d+\.\d% +\d+\.\d%\n +test +cat ", after)
 
 
 def imported(path: Path) -> set[Path]:

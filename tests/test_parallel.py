@@ -77,15 +77,13 @@ def test_all_results_come_or_the_first_error(processes, monkeypatch):
     monkeypatch.setattr(workers, "cores", lambda: 2)
     if processes == 2:
         monkeypatch.setenv("WORLD_SIZE", "2")
-    with cpu_threads(2):
-        doubles = workers.side_by_side(double, [*range(4), -1], "doubles", processes)
-        found = [next(doubles) for _ in range(4)]
-        assert torch.get_num_threads() == 2
-        with pytest.raises(ValueError, match="-1 is negative"):
-            next(doubles)
-    assert sorted(number for number, *_ in found) == [0, 2, 4, 6]
-    assert {threads for *_, threads in found} == {1}
-    assert (os.getpid() in {process for _, process, _ in found}) == (processes == 1)
+    found = []
+    with cpu_threads(2), pytest.raises(ValueError, match="-1 is negative"):
+        found.extend(workers.side_by_side(double, [*range(4), -1], "doubles", processes))
+    assert {number for number, *_ in found} <= {0, 2, 4, 6}  # of two processes, the error may come before some
+    assert len(found) == 4 or processes == 2
+    assert {threads for *_, threads in found} <= {1}
+    assert all((process == os.getpid()) == (processes == 1) for _, process, _ in found)
     for process in multiprocessing.active_children():  # not joined: the pool's own thread does that
         assert connection.wait([process.sentinel], timeout=60)
 

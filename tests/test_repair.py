@@ -72,13 +72,18 @@ def test_a_shortcut_is_found_and_repaired(shortcut, repaired):
 def test_the_report_is_shown_and_saved(repaired, tmp_path):
     report = repaired[1]
     shown = report._repr_html_()
-    assert shown.count("data:image/png;base64,") == 2
+    assert shown.count("data:image/png;base64,") == 3
+    labels, before, after, images, *heat = report.outcomes  # some repaired, then some still wrong
+    assert ((before != labels) & (after == labels))[:5].all()
+    assert (after != labels)[5:].all()
+    assert {tuple(part.shape[-2:]) for part in (images, *heat)} == {(28, 28)}
     for text in (str(report), repr(report), shown):
         assert all(name in text for name in ("low", "average", "lie", f"{report.after['lie'].average:.1%}"))
         assert "tensor" not in text
     for _ in range(2):  # a report may take the place of an earlier one
         report.save(tmp_path / "report")
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "mean_masks.png", "gallery.png"}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "report.json", "mean_masks.png", "gallery.png", "tests.png"}
     saved = json.loads((tmp_path / "report" / "report.json").read_text())
     assert saved["after"]["lie"]["average"] == report.after["lie"].average
     with pytest.raises(FileExistsError, match="free"):

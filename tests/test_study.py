@@ -1,5 +1,7 @@
 """Every question to one small setting of digits, and to birds whose pixels are known; each condition is one row."""
 
+import base64
+import io
 import multiprocessing
 import shutil
 from dataclasses import replace
@@ -117,8 +119,12 @@ def test_orders_methods_and_the_main_table(asked, one):
     assert last["lowest malicious"] == f"{100 * lowest.malicious:.1f} (seed 0, order {lowest.order})"
     assert last["n"] == 2
     image = torch.rand(3, 28, 28)
-    figure = figures.overview(image, image[0], image[0] > 0.5, rows, {one.name: "digits"})
-    assert len(figure.axes[-1].patches) == 6
+    moving = figures.animation(image, image[0], image[0] > 0.5, image, {0: image[0], 1: image[1]}, {0: 0.2, 1: 0.9})
+    with Image.open(io.BytesIO(base64.b64decode(moving["image/gif"]))) as gif:
+        assert gif.n_frames == 2
+    assert base64.b64decode(moving["image/png"])[1:4] == b"PNG"
+    figure = figures.panels({"all": (rows, "method")}, tables.NAMES, "method", "malicious")
+    assert sum(len(line.get_ydata()) for line in figure.axes[0].lines) == 3 + 5  # means and runs
 
 
 def test_thresholds_and_lrs(asked, one):
@@ -128,9 +134,10 @@ def test_thresholds_and_lrs(asked, one):
     assert 0 < found(rows, k=3.0)["known_visible: 0-4, square"] < 700  # of about 670 squares
     assert lrs["malicious"].nunique() == len(lrs)
     names = {one.name: tables.TRAINING_SETS["mnist-random"]}
-    figure = figures.panels({"LR": (lrs, "lr"), "k": (rows, "k")}, "worst group, %", names, lines={"chance": 0.5})
+    figure = figures.panels({"LR": (lrs, "lr"), "k": (rows, "k")}, names, lines={"chance": 0.5}, chosen={"k": 2.0})
     first, second = figure.axes[:2]
-    assert [line.get_label() for line in first.lines if line.get_label()[0] != "_"] == [*names.values(), "chance"]
+    assert [text.get_text() for text in first.texts] == ["chance"]
+    assert [label.get_text() for label in second.get_xticklabels() if label.get_fontweight() == "bold"] == ["2.0"]
     means = next(line for line in second.lines if line.get_label() == names[one.name]).get_ydata()
     assert list(means) == pytest.approx((100 * rows["worst"]).tolist())
 

@@ -81,8 +81,8 @@ def _squares(name: str, title: str, ratio: float, mix_order: str = "random") -> 
 
 
 MNIST = (
-    _squares("mnist-random", "1 % conflicting, random", 0.01),
-    _squares("mnist-digit", "1 % conflicting, by digit", 0.01, "digit"),
+    _squares("mnist-random", "1% conflicting, random", 0.01),
+    _squares("mnist-digit", "1% conflicting, by digit", 0.01, "digit"),
     _squares("mnist-none", "none conflicting", 0.0),
 )
 DIGITS = tuple(

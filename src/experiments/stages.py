@@ -15,7 +15,7 @@ from .. import datasets, parallel
 from ..checkpoint import finished, load_or_run
 from ..datasets import DataUnavailable, Images
 from ..device import best_device, cores, cpu_threads, room_for
-from ..inference import accuracy, infer
+from ..inference import accuracy
 from ..masking import masktune_epoch, randmask_epoch
 from ..models import Backbone, ResNet32, ResNet50, SmallCNN
 from ..seeding import generator
@@ -186,9 +186,3 @@ def train_all(stage: Callable, tasks: list[tuple[Setting, int]], desc: str, *wor
 
 def _run(stage: Callable, task: tuple[Setting, int]) -> None:
     stage(*task)
-
-
-def predict(states: list[State], tests: dict[str, Images]) -> dict[str, Tensor]:
-    """Predicted classes on each test set: one state a seed -> {test set: (seeds, N) int64}."""
-    return {name: torch.stack([infer(state.model, test.images).argmax(1).cpu() for state in states])
-            for name, test in tests.items()}

@@ -1,19 +1,21 @@
 """The figures: each function returns one. Heat maps share one colour scale, masks are white where pixels are hidden."""
 
+import base64
+import io
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import ConnectionPatch
+from PIL import Image
 from torch import Tensor
 
-from .tables import NAMES, QUIET, TRAINING_SETS
+from .tables import COLUMNS, NAMES, QUIET, TRAINING_SETS
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
@@ -25,35 +27,35 @@ HEAT = dict(cmap="inferno", vmin=0, vmax=1)
 MASK = dict(cmap="gray", vmin=0, vmax=1)
 
 
-def overview(image: Tensor, heatmap: Tensor, mask: Tensor, rows: pandas.DataFrame, titles: dict[str, str]) -> Figure:
-    """The method on a real image (3, H, W) float, its heat map (H, W) and mask (H, W) bool; below it, what comes of it.
+def animation(image: Tensor, heat: Tensor, mask: Tensor, lie: Tensor, maps: dict[int, Tensor],
+              accuracies: dict[int, float]) -> dict[str, str]:
+    """The method in motion, as a GIF, and its last picture, as a PNG.
 
-    Bars: accuracy of ERM, RandMask and MaskTune on both test sets, mean over all runs; whiskers: one std.
+    A training image (3, H, W), its heat map (H, W) and mask (H, W) bool; a malicious image, its heat map by step of the
+    one epoch, and the accuracy on such images, in [0, 1]. Returned as a display takes them: base64 by MIME type.
     """
-    figure = plt.figure(figsize=(11.5, 6.6))
-    figure.get_layout_engine().set(wspace=0.09)  # for the arrows
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.15), hspace=0.05)
-    strip, bars = above.subplots(1, 4), below.subplots(1, len(titles), sharey=True, squeeze=False)[0]
-    steps = [(image, {}, "1  train on the images (ERM)"), (heatmap, HEAT, "2  where does it look?"),
-             (mask, MASK, "3  hide what is hottest"), (image.masked_fill(mask, 0), {}, "4  one epoch on the rest")]
-    for axis, (picture, style, title) in zip(strip, steps, strict=True):
+    figure, axes = plt.subplots(1, 6, figsize=(11.5, 2.5), dpi=80, width_ratios=(1, 1, 1, 1, 1, 1.7))
+    still = [(image, {}, "a training image"), (heat, HEAT, "where ERM looks"), (mask, MASK, "what is hidden"),
+             (lie, {}, "a malicious image")]
+    for axis, (picture, style, title) in zip(axes, still, strict=False):
         _show(axis, picture, style, title)
-    for left, right in pairwise(strip):
-        above.add_artist(ConnectionPatch((1.03, 0.5), (-0.03, 0.5), "axes fraction", "axes fraction", axesA=left,
-                                         axesB=right, arrowstyle="-|>", mutation_scale=18, color="0.3", linewidth=1.8))
-    for axis, (setting, title) in zip(bars, titles.items(), strict=True):
-        for j, (test_set, hatch) in enumerate(HATCHES.items()):
-            own = rows[rows["setting"] == setting].groupby("method", sort=False)[test_set]
-            for i, (method, values) in enumerate(own):
-                x, mean = j + 0.28 * (i - 1), 100 * values.mean()
-                axis.bar(x, mean, 0.26, yerr=100 * values.std(), capsize=3, color=COLOURS[NAMES[method]], hatch=hatch,
-                         edgecolor="white", label=NAMES[method] if j == 0 else None)
-                axis.text(x, 106, f"{mean:.0f}", ha="center")
-        axis.axhline(50, color="0.6", linewidth=1, linestyle=":")  # chance, of two classes
-        axis.set(title=title, ylim=(0, 115), yticks=range(0, 101, 25), xticks=range(2), xticklabels=HATCHES)
-    bars[0].set_ylabel("accuracy, %")
-    below.legend(*bars[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
+    moving, frames = _show(axes[4], maps[0], HEAT), []
+    line, = axes[5].plot([], [], color=COLOURS["MaskTune"], linewidth=2.5)
+    axes[5].set(xlim=(0, max(maps)), ylim=(0, 100), xlabel="steps of the one epoch", yticks=(0, 50, 100))
+    for step, picture in maps.items():
+        moving.set_data(picture.cpu())
+        axes[4].set_title(f"heat after step {step}")
+        line.set_data(list(zip(*((at, 100 * right) for at, right in accuracies.items() if at <= step), strict=True)))
+        axes[5].set_title(f"malicious: {accuracies[step]:.0%} right")
+        figure.canvas.draw()
+        frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"))
+    plt.close(figure)
+    gif, png = io.BytesIO(), io.BytesIO()
+    palette = frames[-1].quantize(64)  # one for all: what stays as it was is not stored again
+    first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    first.save(gif, "GIF", save_all=True, append_images=rest, duration=[80] * len(rest) + [2500], loop=0)  # ms
+    frames[-1].save(png, "PNG")
+    return {f"image/{kind}": base64.b64encode(file.getvalue()).decode() for kind, file in (("gif", gif), ("png", png))}
 
 
 def strip(rows: dict[str, Tensor], titles: dict[str, Sequence[object]] | None = None) -> Figure:
@@ -86,21 +88,31 @@ def explained(images: Tensor, heat: Tensor, masks: Tensor, masked: Tensor | None
 
 def outline(figure: Figure, objects: Tensor) -> Figure:
     """Draw the outlines of objects (N, H, W) bool into all rows of a strip of N columns."""
-    for i, axis in enumerate(figure.axes):
+    for i, axis in enumerate(axis for axis in figure.axes if axis.images):
         axis.contour(objects[i % len(objects)].float().cpu().numpy(), levels=[0.5], colors="#00e5ff", linewidths=0.9)
     return figure
 
 
-def forgetting(steps: Sequence[int], accuracies: dict[str, Sequence[float]], before: float) -> Figure:
-    """Accuracy on malicious images, in [0, 1], over the steps of the one epoch, by method; before: that of ERM."""
-    figure, axis = plt.subplots(figsize=(7, 3))
+def forgetting(accuracies: dict[str, dict[int, float]], heat: dict[int, Tensor] | None = None) -> Figure:
+    """Accuracy on malicious images, in [0, 1], by method and step of the one epoch; step 0 is ERM.
+
+    heat: the heat map (H, W) of one image after some of the steps, shown above them.
+    """
+    figure, axis = plt.subplots(figsize=(8, 4 if heat else 3))
     for name, seen in accuracies.items():
-        axis.plot([0, *steps], [100 * value for value in (before, *seen)], "o-", color=COLOURS[name], markersize=4,
-                  label=name)
-    axis.plot(0, 100 * before, "o", color=COLOURS["ERM"], markersize=7)
-    axis.annotate("ERM", (0, 100 * before), (10, -3), textcoords="offset points")
+        axis.plot(seen.keys(), [100 * value for value in seen.values()], ".-", color=COLOURS[name], label=name)
+    erm = 100 * next(iter(accuracies.values()))[0]
+    axis.plot(0, erm, "o", color=COLOURS["ERM"], markersize=7)
+    axis.annotate("ERM", (0, erm), (8, -3), textcoords="offset points")
     axis.set(xlabel="steps of the one epoch", ylabel="malicious: accuracy, %", ylim=(-2, 104), yticks=range(0, 101, 25))
-    axis.legend(loc="center right")
+    axis.set_xscale("symlog", linthresh=40, linscale=2)  # most happens in the first steps
+    ticks = [0, 5, 10, 20, 30, 40, 100, max(seen)]
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.set_xlim(-2, ticks[-1])
+    axis.legend(loc="lower right")
+    for i, (step, picture) in enumerate((heat or {}).items()):
+        inset = axis.inset_axes([0.02 + 0.25 * i, 1.04, 0.2, 0.36])
+        _show(inset, picture, HEAT, f"after step {step}" if step else "ERM")
     return figure
 
 
@@ -113,30 +125,13 @@ def mean_masks(shares: Tensor, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def by_digit(correct: dict[str, Tensor], digits: Tensor) -> Figure:
-    """ERM's accuracy of each digit 0-9 on the malicious set, in one panel per order of the data.
-
-    correct: {title: (seeds, N) bool}, which images each seed reads right; digits: (N,).
-    """
-    figure, (axes,) = plt.subplots(1, len(correct), figsize=(6 * len(correct), 3.6), sharey=True, squeeze=False)
-    for axis, (title, right) in zip(axes, correct.items(), strict=True):
-        values = torch.stack([100 * right[:, digits == digit].double().mean(1) for digit in range(10)], dim=1)
-        axis.bar(range(10), values.mean(0), color=COLOURS["ERM"], hatch=HATCHES["malicious"], edgecolor="white")
-        axis.plot(range(10), values.T, "k.", markersize=4)
-        for digit, value in enumerate(values.mean(0).tolist()):
-            axis.text(digit, 113, f"{value:.0f}", ha="center", fontsize=10)  # in one line above all bars
-        axis.set(title=f"{title}: {100 * right.double().mean():.2f} %", xlabel="digit", xticks=range(10), ylim=(0, 122),
-                 yticks=range(0, 101, 25))
-    axes[0].set_ylabel("ERM, malicious: accuracy, %")
-    return figure
-
-
-def panels(panels: dict[str, tuple[pandas.DataFrame, str]], ylabel: str, names: dict[str, str],
-           series: str = "setting", lines: dict[str, float] | None = None) -> Figure:
-    """What the worst group depends on, a small panel for each question: dots are runs, a line or a tick their means.
+def panels(panels: dict[str, tuple[pandas.DataFrame, str]], names: dict[str, str], series: str = "setting",
+           value: str = "worst", lines: dict[str, float] | None = None, chosen: dict | None = None) -> Figure:
+    """What an accuracy depends on, a small panel for each question: dots are runs, a line or a tick their means.
 
     panels: {title: (rows, the column that varies)}; names: of the values of the column `series`, as in `COLOURS`;
-    lines: references across all panels, accuracies in [0, 1].
+    value: the column of the accuracy; lines: references across all panels, in [0, 1]; chosen: the value of what varies
+    that is used elsewhere, by column, set in bold.
     """
     figure, axes = _grid(len(panels), 3, 4.1, 2.9, sharey=True)
     for axis, (title, (answers, vary)) in zip(axes, panels.items(), strict=True):
@@ -144,19 +139,24 @@ def panels(panels: dict[str, tuple[pandas.DataFrame, str]], ylabel: str, names: 
         ticks = ticks if isinstance(ticks[0], str) else sorted(ticks)
         shown = answers[series].unique().tolist()
         for i, name in enumerate(shown):
-            own = answers[answers[series] == name]
-            x, percent = own[vary].map(ticks.index) + 0.1 * (i - (len(shown) - 1) / 2), 100 * own["worst"]
+            own, aside = answers[answers[series] == name], 0 if series == vary else 0.1 * (i - (len(shown) - 1) / 2)
+            x, percent = own[vary].map(ticks.index) + aside, 100 * own[value]
             means = percent.groupby(x, sort=False).mean()
+            spread = 0.02 * (own.groupby(vary).cumcount() % 5 - 2)  # of dots that would hide each other
             joined = dict(linestyle="", marker="_", markersize=13) if isinstance(ticks[0], str) else {}  # no order
             axis.plot(means.index, means, color=COLOURS[names[name]], label=names[name], **joined)
-            axis.plot(x, percent, "o", color=COLOURS[names[name]], markersize=3.5)
+            axis.plot(x + spread, percent, "o", color=COLOURS[names[name]], markersize=3.5)
         for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
-            axis.axhline(100 * level, color="0.35", linewidth=1.1, linestyle=style, label=name)
+            axis.axhline(100 * level, color="0.35", linewidth=1.1, linestyle=style)
+            axis.text(len(ticks) - 0.62, 100 * level + 1, name, fontsize=8, ha="right", color="0.35")
         axis.set(title=title, ylim=(-4, 104), yticks=range(0, 101, 25), xlim=(-0.4, len(ticks) - 0.6))
         turned = dict(rotation=30, ha="right") if max(len(str(one)) for one in ticks) > 8 else {}
-        axis.set_xticks(range(len(ticks)), [NAMES.get(one, one) for one in ticks], **turned)
+        names_of = [str(NAMES.get(one, one)).replace("PlusPlus", "++") for one in ticks]
+        axis.set_xticks(range(len(ticks)), names_of, **turned)
+        for tick, label in zip(ticks, axis.get_xticklabels(), strict=True):
+            label.set_fontweight("bold" if tick == (chosen or {}).get(vary) else "normal")
     for axis in axes[::3]:
-        axis.set_ylabel(ylabel)
+        axis.set_ylabel(f"{COLUMNS.get(value, value)}, %")
     handles = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)))
     return figure

@@ -25,6 +25,7 @@ FEW, MANY = 0.001, 0.5  # shares of hidden pixels at which a repair is doubtful
 UNTOUCHED, SPOT = 0.1, 0.8  # shares of images: in which nothing is hidden; of a class, in which one pixel is
 SAMPLE = 500  # training images on which it is seen what the masks cost the old model, at least
 EXAMPLES, FIGURES = 10, 20  # images of the gallery; classes whose mean masks are drawn
+OUTCOMES = ("image", "heat before", "heat after")  # rows of the pictures of test images
 PERCENT = dict(index=False, float_format="{:.1%}".format, na_rep="")  # of tables
 
 
@@ -43,7 +44,8 @@ class Report:
     after: dict[str, Score] = field(default_factory=dict)
     before_on_masked: float | None = None  # the old model's accuracy on masked training images, of `SAMPLE` or more
     examples: list[Tensor] | None = None  # see `_examples`
-    failure: str = ""  # why some of the three are missing
+    outcomes: list[Tensor] | None = None  # see `_outcomes`; of the last of the test sets
+    failure: str = ""  # why some of the four are missing
 
     @classmethod
     def of(cls, old: nn.Module, masks: Masks, sets: dict[str, Images], before: dict[str, Score],
@@ -62,6 +64,8 @@ class Report:
             if new is not None:
                 found["after"] = {name: scored(infer(new, data.images).argmax(1), data)
                                   for name, data in sets.items() if scores or name != "train"}
+                *_, (last, data) = sets.items()
+                found["outcomes"] = None if last == "train" else _outcomes(old, new, data)
         except (Exception, KeyboardInterrupt) as error:  # the repaired model is worth more than the report
             found["failure"] = f"The report is not complete: {type(error).__name__}: {error}"
             warnings.warn(found["failure"], stacklevel=3)
@@ -111,12 +115,13 @@ class Report:
             rows += [(name, self.classes[i], value, new and new.classes[i]) for i, value in old.classes.items()]
             if old.groups != old.classes:
                 rows += [(name, f"group {i}", value, new and new.groups[i]) for i, value in old.groups.items()]
-        return pandas.DataFrame(rows, columns=["data set", "accuracy of", "before", "after"])
+        table = pandas.DataFrame(rows, columns=["data set", "accuracy of", "before", "after"])
+        return table if self.after else table.drop(columns="after")  # of a preview
 
     def as_dict(self) -> dict[str, object]:
         """All but masks and pictures, as plain numbers and strings; classes and groups go by their numbers."""
         plain = {one.name: getattr(self, one.name) for one in fields(self)
-                 if one.name not in ("labels", "masks", "examples")}
+                 if one.name not in ("labels", "masks", "examples", "outcomes")}
         scores = {when: {name: asdict(one) for name, one in plain[when].items()} for when in ("before", "after")}
         return {"verdict": self.verdict, **plain, **scores, "hidden_by_class": self.mean_masks.mean((1, 2)).tolist()}
 
@@ -128,14 +133,16 @@ class Report:
 
             most = self.mean_masks.amax((1, 2)).argsort(descending=True, stable=True)[:FIGURES].sort().values
             made = {"mean_masks": figures.mean_masks(self.mean_masks[most], [self.classes[i] for i in most])}
-            if self.examples:
-                labels, before, after, *rows = self.examples
-                short = [name[:18] for name in self.classes]
-                titles = figures.arrows(labels, before, after, names=short, between="\n→ ")
-                made["gallery"] = figures.strip(figures.explained(*rows), {"image": titles})
+            for name, found in (("gallery", self.examples), ("tests", self.outcomes)):
+                if found:
+                    labels, before, after, *rows = found
+                    short = [name[:18] for name in self.classes]
+                    titles = figures.arrows(labels, before, after, names=short, between="\n→ ")
+                    rows = figures.explained(*rows) if name == "gallery" else dict(zip(OUTCOMES, rows, strict=True))
+                    made[name] = figures.strip(rows, {"image": titles})
             for name, figure in made.items():
                 figures.plt.close(figure)  # the notebook would show it once more
-                figure.savefig(file := io.BytesIO(), format="png")
+                figure.savefig(file := io.BytesIO(), format="png", dpi=80)
                 files[name] = file.getvalue()
         except Exception as error:  # no matplotlib, or a name that it cannot write: the numbers are worth more
             warnings.warn(f"the report lacks pictures: {type(error).__name__}: {error}", stacklevel=3)
@@ -183,9 +190,28 @@ def _examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks, fill: 
     masks (n, H, W), and what masks leave."""
     labels, each = data.labels.cpu(), max(1, EXAMPLES // len(data.classes))
     chosen = torch.cat([torch.nonzero(labels == label).flatten()[:each] for label in labels.unique()])[:EXAMPLES]
-    images = data.images[chosen.to(data.images.device)]
+    before, after = _guesses(old, new, data, chosen)
+    images, hidden = data.images[chosen.to(data.images.device)], masks[chosen.to(masks.bits.device)].cpu()
     seen = pixels(images.to(next(old.parameters()).device))
-    before, after = (infer(model, images).argmax(1).cpu() for model in (old, new))
-    hidden = masks[chosen.to(masks.bits.device)].cpu()
     return [labels[chosen], before, after, seen.cpu(), xgradcam(old, seen).cpu(), hidden,
             pixels(images.cpu(), hidden, fill)]
+
+
+def _outcomes(old: nn.Module, new: nn.Module, data: Images) -> list[Tensor] | None:
+    """As `_examples`, of a test set, with the heat before and after instead of what is hidden.
+
+    Half of the images were repaired, half are still wrong; None: there are neither.
+    """
+    some = torch.arange(0, len(data), max(1, len(data) // SAMPLE))
+    labels, (before, after) = data.labels.cpu()[some], _guesses(old, new, data, some)
+    repaired, wrong = (before != labels) & (after == labels), after != labels
+    chosen = torch.cat([torch.nonzero(part).flatten()[:EXAMPLES // 2] for part in (repaired, wrong)])
+    if not len(chosen):
+        return None
+    seen = pixels(data.images[some[chosen].to(data.images.device)].to(next(old.parameters()).device))
+    heat = [xgradcam(model, seen).cpu() for model in (old, new)]
+    return [*(part[chosen] for part in (labels, before, after)), seen.cpu(), *heat]
+
+
+def _guesses(old: nn.Module, new: nn.Module, data: Images, chosen: Tensor) -> list[Tensor]:
+    return [infer(model, data.images[chosen.to(data.images.device)]).argmax(1).cpu() for model in (old, new)]

@@ -8,7 +8,7 @@ from ..datasets import GROUPS
 
 NAMES = {"erm": "ERM", "randmask": "RandMask", "masktune": "MaskTune", "plain": "plain epoch", "dfr": "DFR",
          "rest hidden": "oracle: background hidden", "known hidden": "oracle: bird hidden"}
-TRAINING_SETS = {"mnist-random": "1 % conflicting, random", "mnist-digit": "1 % conflicting, by digit",
+TRAINING_SETS = {"mnist-random": "1% conflicting, random", "mnist-digit": "1% conflicting, by digit",
                  "mnist-none": "none conflicting"}
 QUIET = ("MaskTune, grown, decoys", "perfect masks", "perfect masks, grown, decoys")  # those of `remedied` in figures
 SHORTCUT = ": 0-4, square"  # the group of MNIST whose squares go with the class, as a suffix of what masks hit
