@@ -74,7 +74,7 @@ def main() -> None:
     if (arguments.target is None) != arguments.publish:
         parser.error("give either a target or --publish")
     if arguments.publish and choose_settings() is not MNIST:
-        parser.error("the published notebook shows MNIST, which is unavailable")
+        parser.error("the published notebook shows MNIST")
     sys.stdout.reconfigure(errors="replace")  # of a terminal that is not UTF-8
     target = NOTEBOOK if arguments.publish else arguments.target
     target.parent.mkdir(parents=True, exist_ok=True)

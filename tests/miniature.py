@@ -98,3 +98,8 @@ def expected(n: int, split: str) -> list[int]:
     """Which of n pictures to train on are those of "train" or "val"."""
     aside = held_out(n)
     return aside if split == "val" else [i for i in range(n) if i not in aside]
+
+
+def wrong(squares) -> torch.Tensor:
+    """Which of the training images of a `SpuriousSquare` contradict what the square says: (N,) bool."""
+    return squares.squares == (squares.labels == 1)

@@ -11,16 +11,17 @@ import torchvision
 from src.datasets import SQUARE, DataUnavailable, SpuriousDigits, SpuriousMNIST, View, load, missing, open_files
 from src.datasets.spurious import MD5
 from tests.conftest import REPOSITORY
+from tests.miniature import wrong
 
 
 def test_mnist_counts_by_digit_and_at_random(mnist_root):
     by_digit = SpuriousMNIST(mnist_root, train=True, mix_order="digit", download=False)
-    assert by_digit.digits[by_digit.conflicting].bincount(minlength=10).tolist() == [0, 0, 0, 0, 306, 294, 0, 0, 0, 0]
+    assert by_digit.digits[wrong(by_digit)].bincount(minlength=10).tolist() == [0, 0, 0, 0, 306, 294, 0, 0, 0, 0]
     for digit, chosen in ((4, slice(-306, None)), (5, slice(294))):  # the last of class 0, the first of class 1
-        assert by_digit.conflicting[by_digit.digits == digit][chosen].all()
+        assert wrong(by_digit)[by_digit.digits == digit][chosen].all()
     random = SpuriousMNIST(mnist_root, train=True, download=False)
     assert random.groups.bincount().tolist() == by_digit.groups.bincount().tolist() == [306, 30290, 29110, 294]
-    assert (random.digits[random.conflicting].bincount(minlength=10) > 0).all()
+    assert (random.digits[wrong(random)].bincount(minlength=10) > 0).all()
 
 
 def test_same_arguments_same_tensors_and_other_seed_other_squares():

@@ -11,6 +11,7 @@ from PIL import Image
 from src.datasets import DataUnavailable, SpuriousDigits, View, load, missing
 from src.datasets.marks import CLASSES, IMAGENETTE, MAGENTA
 from tests.conftest import REPOSITORY
+from tests.miniature import wrong
 
 
 def make(root: Path) -> Path:
@@ -123,7 +124,7 @@ def test_backgrounds_of_digits():
     assert torch.equal((raw.images != malicious.images).any(1), malicious.known[:])
     few = digits("black", size=500, class_mix_ratio=0.1)
     assert torch.equal(few.digits, black.digits[:500])
-    assert abs(int(few.conflicting.sum()) - 50) <= 1
+    assert abs(int(wrong(few).sum()) - 50) <= 1
 
 
 @pytest.mark.parametrize(("name", "value"), [("background", "blue"), ("size", 0), ("size", 1348), ("size", "all")])

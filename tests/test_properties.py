@@ -11,6 +11,7 @@ from src.masking import hottest
 from src.masks import Masks
 from src.state import digest
 from src.training import epoch_batches
+from tests.miniature import wrong
 
 settings.register_profile("quick", max_examples=50, deadline=None)
 settings.load_profile("quick")
@@ -37,7 +38,7 @@ def test_a_square_is_the_only_change_and_groups_tell_it(digits, ratio, order, se
         assert torch.equal(built.squares, (digits >= 5) & (test_set == "malicious"))
         return
     for members in (digits < 5, digits >= 5):  # the share is exact in each class
-        assert built.conflicting[members].sum() == round(ratio * int(members.sum()))
+        assert wrong(built)[members].sum() == round(ratio * int(members.sum()))
 
 
 maps = hnp.arrays(np.float32, hnp.array_shapes(min_dims=3, max_dims=3, max_side=9),

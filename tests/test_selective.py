@@ -77,7 +77,6 @@ def small(monkeypatch):
 
 def test_study(small, tmp_path, monkeypatch):
     places = Places(tmp_path, tmp_path, tmp_path)
-    assert not selective.available(small, places)
     rows = selective.selective_study(small, places)
     assert list(zip(rows["seed"], rows["method"], strict=True)) == [(s, m) for s in (0, 1) for m in selective.VOICES]
     by = {(row["seed"], row["method"]): row for row in rows.to_dict("records")}

@@ -87,12 +87,13 @@ def test_score_per_group_and_worst():
     assert scored.worst == 0.5
 
 
-def test_digits_take_the_place_of_mnist_where_that_is_missing(capsys, tmp_path):
-    with pytest.raises(ValueError, match="'cifar'"):
-        stages.choose_settings(dataset="cifar")
-    (tmp_path / "MNIST").touch()  # no place for a folder
-    assert stages.choose_settings(Places(data=tmp_path), "mnist") == DIGITS
-    assert capsys.readouterr().out.count("\n") == 1
+def test_digits_take_the_place_of_mnist_if_they_are_asked_for(monkeypatch):
+    for name, settings in (("digits", DIGITS), ("mnist", MNIST)):
+        monkeypatch.setenv("MASKTUNE_DATASET", name)
+        assert stages.choose_settings() == settings
+    monkeypatch.setenv("MASKTUNE_DATASET", "cifar")
+    with pytest.raises(KeyError, match="'cifar'"):
+        stages.choose_settings()
 
 
 def test_bf16_trains_to_nearly_the_same_weights(train):

@@ -67,11 +67,6 @@ class SpuriousSquare(Images):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         return self.images[index] / 255, self.labels[index], self.groups[index]
 
-    @property
-    def conflicting(self) -> Tensor:
-        """(N,) bool: the square contradicts what it says in training (class 0 without, class 1 with)."""
-        return self.squares == (self.labels == 1)
-
 
 def conflicting(labels: Tensor, digits: Tensor, class_mix_ratio: float, mix_order: str, seed: int) -> Tensor:
     """Choose the training images whose square is on the wrong side: (N,) bool, round(ratio * n) of each class.

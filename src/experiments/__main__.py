@@ -11,8 +11,8 @@ import argparse
 
 from .. import parallel
 from ..device import prepare
-from . import questions, stages, study
-from .recipes import ALL, BIRDS, HOLES, MARKS, MNIST
+from . import questions, selective, stages, study
+from .recipes import ALL, BIRDS, HOLES, MARKS, MNIST, SELECTIVE
 
 STUDIES = {"studies": MNIST, "holes": (HOLES,), "marks": MARKS, "birds": BIRDS[1:]}
 
@@ -29,6 +29,8 @@ def main() -> None:
     try:
         if arguments.setting in ALL:
             stages.run_all((ALL[arguments.setting],), arguments.seeds, arguments.processes)
+            if ALL[arguments.setting] in SELECTIVE and not arguments.seeds:
+                selective.selective_study(ALL[arguments.setting])
         else:
             if arguments.setting == "studies":
                 stages.run_all(MNIST)

@@ -13,7 +13,6 @@ import pandas
 import torch
 from torch import Tensor
 
-from .. import datasets
 from ..device import cores
 from ..inference import infer
 from ..state import State, digest
@@ -63,8 +62,7 @@ def error_and_coverage(scores: Tensor, wrong: Tensor, threshold: float) -> tuple
 def risk_coverage(scores: Tensor, wrong: Tensor) -> Tensor:
     """The risk-coverage curve: entry k - 1 is the error among the k images of the highest scores; (N,) float64.
 
-    Of images that tie, the errors are spread evenly, which is the mean over all their orders. Its mean is the AURC
-    (Geifman et al. 2019).
+    Of images that tie, the errors are spread evenly, as over all their orders. Its mean is the AURC (Geifman 2019).
     """
     scores, order = scores.sort(descending=True)
     _, tie, size = scores.unique_consecutive(return_inverse=True, return_counts=True)
@@ -146,9 +144,3 @@ def _measured(file: str, setting: Setting, places: Places, changes: list[Row], m
         recipe = {"erm": asdict(setting.erm), **asdict(setting.finetune), "lr": change.get("lr", setting.finetune.lr)}
         conditions.append({"setting": setting.name, "seed": seed, **change, "erm": digest(recipe)[:16]})
     return measured(places.results / f"{file}-{setting.name}.csv", conditions, measure, processes=1, threads=cores())
-
-
-def available(setting: Setting, places: Places = Places()) -> bool:
-    """Whether a setting is measured already, or its data are there to do so."""
-    return ((places.results / f"selective-{setting.name}.csv").exists()
-            or datasets.missing(setting.erm.dataset, places.data) is None)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import datasets, parallel
 from ..checkpoint import finished, load_or_run
-from ..datasets import DataUnavailable, Images
+from ..datasets import Images
 from ..device import best_device, cores, cpu_threads, room_for
 from ..inference import accuracy
 from ..masking import masktune_epoch, randmask_epoch
@@ -25,18 +25,9 @@ from .recipes import DIGITS, MNIST, Erm, FineTune, Places, Setting
 from .workers import side_by_side
 
 
-def choose_settings(places: Places = Places(), dataset: str | None = None) -> tuple[Setting, ...]:
-    """The settings on MNIST, or on scikit-learn's digits where MNIST is unavailable or MASKTUNE_DATASET says so."""
-    dataset = dataset or os.environ.get("MASKTUNE_DATASET", "mnist")
-    if dataset not in ("mnist", "digits"):
-        raise ValueError(f"expected dataset to be 'mnist' or 'digits', got {dataset!r}")
-    if dataset == "mnist":
-        try:
-            datasets.ensure_mnist(places.data)
-            return MNIST
-        except DataUnavailable as reason:
-            print(f"MNIST is unavailable, so everything below runs on scikit-learn's digits instead: {reason}.")
-    return DIGITS
+def choose_settings() -> tuple[Setting, ...]:
+    """The settings on MNIST, or with MASKTUNE_DATASET=digits in the environment on scikit-learn's few digits."""
+    return {"mnist": MNIST, "digits": DIGITS}[os.environ.get("MASKTUNE_DATASET", "mnist")]
 
 
 def load_data(places: Places, erm: Erm, seed: int = 0, part: str = "train") -> Images:

@@ -142,7 +142,7 @@ class Report:
                     made[name] = figures.strip(rows, {"image": titles})
             for name, figure in made.items():
                 figures.plt.close(figure)  # the notebook would show it once more
-                figure.savefig(file := io.BytesIO(), format="png", dpi=80)
+                figure.savefig(file := io.BytesIO(), format="png", dpi=70)
                 files[name] = file.getvalue()
         except Exception as error:  # no matplotlib, or a name that it cannot write: the numbers are worth more
             warnings.warn(f"the report lacks pictures: {type(error).__name__}: {error}", stacklevel=3)
@@ -186,8 +186,7 @@ def scored(guesses: Tensor, data: Images) -> Score:
 
 
 def _examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks, fill: str) -> list[Tensor]:
-    """Labels and guesses before and after (n,) of the first images of every class; these (n, 3, H, W) float, heat and
-    masks (n, H, W), and what masks leave."""
+    """Of the first images of every class: labels, guesses before and after, images, heat, masks, and what these leave."""
     labels, each = data.labels.cpu(), max(1, EXAMPLES // len(data.classes))
     chosen = torch.cat([torch.nonzero(labels == label).flatten()[:each] for label in labels.unique()])[:EXAMPLES]
     before, after = _guesses(old, new, data, chosen)

@@ -17,14 +17,6 @@ COLUMNS = {"setting": "training set", "adjusted_average": "adjusted average", "w
            "hidden": "pixels hidden", f"known_hidden{SHORTCUT}": "shortcut hidden", "on_known": "of these on the bird",
            "untouched": "images untouched", "erm_on_masked": "ERM on the masked training images"}
 TESTED_GROUPS = [GROUPS[group] for group in (0, 2, 3)]  # "0-4, square" is in neither of the paper's test sets
-OTHERS = (  # training set, method, test set, source, percent. The paper's figure is as re-implementers quote it; the
-    # prior notebook's are those of its published weights, one seed each
-    ("digit", "erm", "malicious", "paper", 18.59), ("digit", "erm", "malicious", "arithmetic", 18.74),
-    ("digit", "erm", "raw", "arithmetic", 58.43), ("random", "erm", "raw", "prior notebook", 92.36),
-    ("random", "erm", "malicious", "prior notebook", 84.05), ("random", "masktune", "raw", "prior notebook", 94.65),
-    ("random", "masktune", "malicious", "prior notebook", 94.67), ("none", "erm", "raw", "prior notebook", 48.61),
-    ("none", "erm", "malicious", "prior notebook", 0.00), ("none", "masktune", "raw", "prior notebook", 97.95),
-    ("none", "masktune", "malicious", "prior notebook", 97.95))
 
 
 def mean_std(values: pandas.Series, digits: int = 1) -> str:
@@ -54,16 +46,6 @@ def results(rows: pandas.DataFrame) -> pandas.DataFrame:
         f"{100 * row.malicious:.1f} (seed {row.seed}{f', order {row.order}' if row.method != 'erm' else ''})"
         for row in found.itertuples()])
     return table
-
-
-def others(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Our rows of MNIST beside what others have published."""
-    lines = []
-    for order, method, test_set, source, theirs in OTHERS:
-        ours = rows.loc[(rows["setting"] == f"mnist-{order}") & (rows["method"] == method), test_set]
-        lines.append({"": f"{order}: {NAMES[method]}, {test_set}", "source": source, "theirs": f"{theirs:.2f}",
-                      "ours": mean_std(ours), "difference": f"{100 * ours.mean() - theirs:+.1f}", "n": len(ours)})
-    return pandas.DataFrame(lines)
 
 
 def study(rows: pandas.DataFrame, *vary: str) -> pandas.DataFrame:
