@@ -38,6 +38,7 @@ benchmark: .venv/ready
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.photographs
+	$(BIN)/python -m benchmarks.door
 	$(BIN)/python -m benchmarks.layouts
 
 .venv/ready: requirements.txt

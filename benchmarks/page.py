@@ -46,9 +46,14 @@ def scale(rows: pandas.DataFrame) -> pandas.DataFrame:
 def photographs(rows: pandas.DataFrame) -> pandas.DataFrame:
     """What photographs cost: ms an image (images per second) of training and masks; peak memory beyond the program."""
     cost = {task: [f"{ms:.1f} ({1000 / ms:.0f})" for ms in rows[f"{task}_ms"]] for task in ("train", "masks")}
-    return rows[["model", "side", "precision"]].assign(**{
+    return rows[["model", "side", "precision", "layout"]].assign(**{
         "training, ms (images/s)": cost["train"], "masks, ms (images/s)": cost["masks"],
         "peak, MB": rows["device_mb"].fillna(rows["peak_mb"]).round()})
+
+
+def door(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Seconds of `masktune()` and of its parts."""
+    return rows.drop(columns="made_with").round(1)
 
 
 def layouts(rows: pandas.DataFrame) -> pandas.DataFrame:
@@ -59,7 +64,7 @@ def layouts(rows: pandas.DataFrame) -> pandas.DataFrame:
         "decoys": rows["decoys"], "taken for maps": rows["decoys_misread"]})
 
 
-TABLES = {one.__name__: one for one in (speed, memory, scale, photographs, layouts)}
+TABLES = {one.__name__: one for one in (speed, memory, scale, photographs, door, layouts)}
 
 
 def section(name: str) -> str:

@@ -186,7 +186,7 @@ def scored(guesses: Tensor, data: Images) -> Score:
 
 
 def _examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks, fill: str) -> list[Tensor]:
-    """Of the first images of every class: labels, guesses before and after, images, heat, masks, and what these leave."""
+    """Of the first images of every class: labels, guesses before and after, images, heat, masks, what these leave."""
     labels, each = data.labels.cpu(), max(1, EXAMPLES // len(data.classes))
     chosen = torch.cat([torch.nonzero(labels == label).flatten()[:each] for label in labels.unique()])[:EXAMPLES]
     before, after = _guesses(old, new, data, chosen)
