@@ -161,7 +161,7 @@ class Report:
         return f"{self.verdict}\n{self.table().to_string(max_rows=40, **PERCENT)}\ncomputed by {self.computed_by}"
 
     def _repr_html_(self) -> str:
-        said = f"<p>{html.escape(f'{self.verdict} Computed by {self.computed_by}. Titles: class → before → after.')}</p>"
+        said = f"<p>{html.escape(f'{self.verdict} Computed by {self.computed_by}. Title: class → before → after.')}</p>"
         pictures = "".join(f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
                            for name, content in self.pictures().items())
         return said + self.table().to_html(**PERCENT) + pictures
