@@ -137,6 +137,11 @@ def photographs():
     more, shuffled = (percent(of(ours, "worst", method=method, k=1.0).mean()) for method in ("masktune", "shuffled"))
     yield (f"filled with other images, MaskTune ends at {kept}% at k = 2 and at {more}% at k = 1, its masks shuffled "
            f"among the images at {shuffled}%")
+    ends = {key: mean_std(values) for key, values in tables.remedied(asked["holes"]).groupby(["masks", "layer"])["worst"]}
+    smooth, decoys, grown = (" and ".join(ends[f"MaskTune, {remedy}", layer] for layer in questions.LAYERS[:2])
+                             for remedy in ("smooth", "decoys", "grown, decoys"))
+    yield f"five seeds, on which ERM is at {worst['erm']}%"
+    yield f"the smooth fill ends at {smooth}%, decoys at {decoys}%, grown masks with decoys at {grown}%"
     late = asked["lateness"].groupby(["method", "erm_epochs"])["worst"].mean()
     old, new = ("{}, {} and {}".format(*(percent(value, 0) for value in late[method]))
                 for method in ("erm", "masktune"))
