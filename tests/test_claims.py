@@ -137,7 +137,8 @@ def photographs():
     more, shuffled = (percent(of(ours, "worst", method=method, k=1.0).mean()) for method in ("masktune", "shuffled"))
     yield (f"filled with other images, MaskTune ends at {kept}% at k = 2 and at {more}% at k = 1, its masks shuffled "
            f"among the images at {shuffled}%")
-    ends = {key: mean_std(values) for key, values in tables.remedied(asked["holes"]).groupby(["masks", "layer"])["worst"]}
+    remedied = tables.remedied(asked["holes"]).groupby(["masks", "layer"])["worst"]
+    ends = {key: mean_std(values) for key, values in remedied}
     smooth, decoys, grown = (" and ".join(ends[f"MaskTune, {remedy}", layer] for layer in questions.LAYERS[:2])
                              for remedy in ("smooth", "decoys", "grown, decoys"))
     yield f"five seeds, on which ERM is at {worst['erm']}%"
