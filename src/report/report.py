@@ -51,10 +51,7 @@ class Report:
     def of(cls, old: nn.Module, masks: Masks, sets: dict[str, Images], before: dict[str, Score],
            settings: dict[str, object], new: nn.Module | None = None, scores: bool = True,
            history: dict[str, list[float]] | None = None) -> "Report":
-        """The report of a repair that is done, or of a preview; what fails is left out, and `failure` says why.
-
-        scores: whether the new model is scored on the training images, too.
-        """
+        """The report of a repair (scores: of the training images, too), or a preview; `failure` names what failed."""
         train, found = sets["train"], {}
         some = slice(None, None, max(1, len(train) // SAMPLE))
         try:
@@ -91,6 +88,8 @@ class Report:
         if left is not None and self.hidden >= FEW:
             often, label = self.mean_masks.amax((1, 2)).max(0)
             told = "a shortcut in one place, if the subject is not always there" if often >= SPOT else "not a shortcut"
+            if often >= SPOT and not self.settings.get("decoys"):
+                told += ". Where a hole can be seen, it tells the class as well: see grow= and decoys="
             said.append(f"One spot is hidden in {often:.0%} of the images of class {self.classes[label]}: {told}.")
             said.append(f"Without what is hidden, the old model is right on {left:.1%} of the training images instead "
                         f"of {whole:.1%}: it {'leaned on it' if whole - left > 0.05 else 'hardly needed it'}.")
