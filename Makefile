@@ -43,7 +43,7 @@ benchmark: .venv/ready
 
 .venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name it with make PYTHON=...")'
-	$(BIN)/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear .venv  # one that works is kept, with its PyTorch
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv  # one that works is kept, with its PyTorch
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 

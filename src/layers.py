@@ -63,11 +63,8 @@ def suggest_layers(model: nn.Module, images: Tensor) -> list[tuple[str, tuple[in
                                                                           name.count(".")))
             for name in late[:TRIES]:
                 found = layout.reading_of(outputs[name], inputs)
-                if found is None:
-                    continue
-                maps = found[1](outputs[name])
-                if not maps[:, :, [0, -1]].any(2).any():  # rows at the border that are always zero: padding
-                    continue
+                if found is None or not (maps := found[1](outputs[name]))[:, :, [0, -1]].any(2).any():
+                    continue  # no map of the image, or one whose border is always zero: padding
                 size = tuple(maps.shape[2:])
                 rank = (bool((maps < 0).any()), name in early, name.count("."))
                 if min(size) >= SMALLEST and maps.shape[1] != logits.shape[1] and rank <= best.get(size, (rank,))[0]:

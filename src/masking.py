@@ -94,9 +94,8 @@ def masktune_epoch(state: State, images: Tensor, labels: Tensor, *, k: float = 2
     """Run one iteration of MaskTune: masks by the model as it stands, then exactly one epoch on the masked images.
 
     The model and the optimizer go on from where ERM left them. `images` (N, 3, H, W) uint8 are those that ERM was
-    trained on; with `accumulate`, what earlier iterations hid stays hidden; `grow` widens the masks (ours, see
-    `holes`). `options` are those of `train_epoch`: `lr`,
-    `batch_size` and `seed` at least. Returns the epoch's mean loss and accuracy; the masks are in `state.masks`.
+    trained on; with `accumulate`, what earlier iterations hid stays hidden; `grow` widens the masks (ours). `options`
+    are those of `train_epoch`: `lr`, `batch_size` and `seed` at least. Returns the epoch's mean loss and accuracy.
     """
     check_epoch(state, images, labels, **options)
     check_grow(grow)

@@ -170,6 +170,8 @@ def _opened(model: nn.Module, data: object, tests: dict, layer: str, k: float, m
     if mean is None and old.mean.any():
         warnings.warn(f"images are normalised by the model's own pretrained_cfg, mean {old.mean.flatten().tolist()}; "
                       "pass mean= and std= for others, (0,) and (1,) for none", stacklevel=3)
+    if old.grey and not all((part == part[:, :1]).all() for one in sets.values() for part in one.images.split(1000)):
+        raise ValueError("the model takes one channel, and there are coloured images; make them grey first")
     with _untouched(model):
         _try(old, sets["train"], k)
     return old, sets
@@ -277,8 +279,6 @@ def _try(model: Classifier, data: Images, k: float) -> None:
     if low >= 0 and (((logits.sum(1) - 1).abs() < 1e-3).all() or low + 0.9 < high <= 1):
         warnings.warn(f"the model's outputs look like probabilities, not logits: they are in [{low:.2f}, {high:.2f}], "
                       "or add up to 1; take the softmax or the sigmoid off its end", stacklevel=4)
-    if model.grey and not all((part == part[:, :1]).all() for part in data.images.split(1000)):
-        raise ValueError("the model takes one channel, and there are coloured images; make them grey first")
     with _step(f"the heat map of layer {model.layer!r}", model, data.images[chosen]):
         model.reshape_transform = reader(model, model.saliency_layer, tuple(seen.shape[2:]))
         heat = xgradcam(model, seen)

@@ -72,7 +72,6 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
     Args:
         images: (N, 3, H, W) uint8, with labels (N,) int64 and masks (N, H, W) bool, True = hidden; on the model's
             device where they fit, else in host memory or a memory map.
-        lr: the learning rate.
         batch_size: images of one update, over all processes.
         seed, order: draw, with the state's epoch, the order of the images and what the augmentation does to each.
         augmentation: comes after the masks, so that each hides the pixels that it was computed on; ours, or any
@@ -81,7 +80,6 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
         loss: a function of logits (B, classes) and labels (B,) that gives their mean.
         decoys: whether each image also hides what is hidden in one of another class; ours, see `holes`.
         fill: what hidden pixels show, "black" (paper) or "smooth" (ours).
-        title: of a progress bar, in images per second; none is shown without.
 
     Raises:
         TypeError, ValueError: the input is not of that kind; nothing has been trained.

@@ -217,6 +217,12 @@ def holes():
                and masks.startswith("MaskTune"))
     yield f"the best of the remedies ends at {best}% there"
     yield f"Widening alone: {ends('MaskTune, grown')} where none is conflicting"
+    large = tables.remedied(study.shipped("large", settings=[HOLES])).groupby(["background", "masks"])["malicious"]
+    assert large.size().unique().tolist() == [3]
+    (paper, perfect, ours), (black, _, dark) = ([mean_std(large.get_group((one, masks))) for masks in (
+        "MaskTune", "perfect masks", quiet)] for one in ("white", "black"))
+    yield (f"inverted digits end at {paper}% with MaskTune, at {perfect}% with perfect masks, and at {ours}% with "
+           f"grown masks and decoys; black paper at {black}% with MaskTune and at {dark}% with these")
     whole = study.shipped("results", "holes")
     whole = tables.remedied(whole[whole["method"] == "masktune"]).groupby(["setting", "masks"])["malicious"]
     full = {key: (mean_std(values), percent(values.min())) for key, values in whole}

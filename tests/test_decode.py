@@ -200,3 +200,9 @@ def test_the_second_of_two_waits_and_decodes_nothing(paths, file, decoded, monke
         waiting.join()
     assert (second.exitcode, len(decoded)) == (0, 5)
     check(paths, file)
+
+
+@pytest.mark.parametrize("side", [0, 7.5, (8, 0), "8"])
+def test_a_side_that_is_none_is_named(side):
+    with pytest.raises((TypeError, ValueError), match=r"expected a side in whole pixels|'str'"):
+        View.of(side)

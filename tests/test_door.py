@@ -46,6 +46,7 @@ BAD = [  # the model, the training set, options, and what the message says
     (NoGradient, DATA, {}, "the heat map of layer 'f'"),
     (replaced, DATA, {}, "forward, replaced by a function"),
     (lambda: Net(channels=1), DATA, {}, "coloured"),
+    (lambda: Net(channels=1), changed(images=DATA.images * 0), {"tests": {"t": DATA}}, "coloured"),
     (Net, DATA, {"layer": "layer9"}, "'layer9'; it has f, f.0, .*suggest_layers"),
     (Net, DATA, {"layer": None}, r"the heat map of layer None.*suggest_layers finds \[\('f', \(30, 30\)\)"),
     (Net, DATA, {"layer": "head"}, r"the heat map of layer 'head'.*suggest_layers finds \[\('f', \(30, 30\)\)"),

@@ -88,6 +88,11 @@ def test_the_report_is_shown_and_saved(repaired, tmp_path):
     assert saved["after"]["lie"]["average"] == report.after["lie"].average
     with pytest.raises(FileExistsError, match="free"):
         report.save(tmp_path)
+    few = Images(report.examples[3].mul(255).byte(), report.examples[0], report.classes)
+    other = masktune(nn.Sequential(*SmallCNN().backbone[:13], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2)),
+                     few, layer="12", lr=0.01,
+                     tests={"big": Images(torch.zeros(2, 3, 40, 40).byte(), torch.arange(2), report.classes)})[1]
+    assert other.outcomes is None  # for another size, nobody has tested how the layer is read
     odd = replace(report, classes=("$$", "\udcff"))  # matplotlib cannot write the one, UTF-8 the other
     with pytest.warns(UserWarning, match="the report lacks pictures"):
         odd.save(tmp_path / "odd")

@@ -98,7 +98,6 @@ def test_study(small, tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "run_erm", None)
     assert selective.selective_study(small, places).equals(rows)  # loaded
     assert selective.selective_lrs(small, places).equals(lrs)
-    assert selective.available(small, places)
     with pytest.raises(TypeError):  # another recipe is another condition
         selective.selective_study(replace(small, erm=replace(small.erm, lr=0.05)), places)
     table = tables.selective(rows, selective.COVERAGES, {"others": {0.9: 0.0668}})

@@ -92,7 +92,7 @@ def test_digits_take_the_place_of_mnist_if_they_are_asked_for(monkeypatch):
         monkeypatch.setenv("MASKTUNE_DATASET", name)
         assert stages.choose_settings() == settings
     monkeypatch.setenv("MASKTUNE_DATASET", "cifar")
-    with pytest.raises(KeyError, match="'cifar'"):
+    with pytest.raises(ValueError, match="'cifar'"):
         stages.choose_settings()
 
 

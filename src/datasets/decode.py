@@ -36,7 +36,10 @@ class View:
 
     @classmethod
     def of(cls, side: int | tuple[int, int]) -> "View":
-        return cls(side, side) if isinstance(side, int) else cls(*side)
+        height, width = side if isinstance(side, (tuple, list)) else (side, side)
+        if not all(length >= 1 and length % 1 == 0 for length in (height, width)):
+            raise ValueError(f"expected a side in whole pixels, or (height, width), got {side!r}")
+        return cls(int(height), int(width))
 
 
 def fit(image: Image.Image | Tensor, view: View | None) -> Tensor:

@@ -37,7 +37,7 @@ class Files:
         if published and tuple(self.counts()) not in published:
             warnings.warn(f"{type(self).__name__}: {self.counts()} images ({'; '.join(self.group_names)}); published: "
                           f"{' or '.join(map(str, map(list, published)))}. Results will not compare", stacklevel=3)
-        if missing := [path for path in paths if not path.exists()]:
+        if missing := [path for path in paths if not path.is_file()]:
             raise FileNotFoundError(f"{len(missing):,} of {len(self):,} images are missing, such as {missing[0]}")
 
     def __len__(self) -> int:

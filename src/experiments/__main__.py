@@ -24,6 +24,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int,
                         help="large trainings at once, if not one on each GPU; of the SmallCNN, one on each core")
     arguments = parser.parse_args()
+    if arguments.setting in STUDIES and (arguments.seeds or arguments.processes):
+        parser.error("a study has seeds and processes of its own")
     prepare()
     parallel.start()
     try:

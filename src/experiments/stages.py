@@ -27,7 +27,10 @@ from .workers import side_by_side
 
 def choose_settings() -> tuple[Setting, ...]:
     """The settings on MNIST, or with MASKTUNE_DATASET=digits in the environment on scikit-learn's few digits."""
-    return {"mnist": MNIST, "digits": DIGITS}[os.environ.get("MASKTUNE_DATASET", "mnist")]
+    name, settings = os.environ.get("MASKTUNE_DATASET", "mnist"), {"mnist": MNIST, "digits": DIGITS}
+    if name not in settings:
+        raise ValueError(f"expected MASKTUNE_DATASET to be 'mnist' or 'digits', got {name!r}")
+    return settings[name]
 
 
 def load_data(places: Places, erm: Erm, seed: int = 0, part: str = "train") -> Images:

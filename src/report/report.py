@@ -62,7 +62,8 @@ class Report:
                 found["after"] = {name: scored(infer(new, data.images).argmax(1), data)
                                   for name, data in sets.items() if scores or name != "train"}
                 *_, (last, data) = sets.items()
-                found["outcomes"] = None if last == "train" else _outcomes(old, new, data)
+                if last != "train" and data.images.shape[2:] == train.images.shape[2:]:  # for which the layer is read
+                    found["outcomes"] = _outcomes(old, new, data)
         except (Exception, KeyboardInterrupt) as error:  # the repaired model is worth more than the report
             found["failure"] = f"The report is not complete: {type(error).__name__}: {error}"
             warnings.warn(found["failure"], stacklevel=3)
@@ -135,7 +136,7 @@ class Report:
             for name, found in (("gallery", self.examples), ("tests", self.outcomes)):
                 if found:
                     labels, before, after, *rows = found
-                    short = [name[:18] for name in self.classes]
+                    short = [f"{i} {name}"[:18] for i, name in enumerate(self.classes)]  # numbers keep them apart
                     titles = figures.arrows(labels, before, after, names=short, between="\n→ ")
                     rows = figures.explained(*rows) if name == "gallery" else dict(zip(OUTCOMES, rows, strict=True))
                     made[name] = figures.strip(rows, {"image": titles})
@@ -196,10 +197,7 @@ def _examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks, fill: 
 
 
 def _outcomes(old: nn.Module, new: nn.Module, data: Images) -> list[Tensor] | None:
-    """As `_examples`, of a test set, with the heat before and after instead of what is hidden.
-
-    Half of the images were repaired, half are still wrong; None: there are neither.
-    """
+    """As `_examples`, of a test set: half repaired, half still wrong, and the heat before and after; None: neither."""
     some = torch.arange(0, len(data), max(1, len(data) // SAMPLE))
     labels, (before, after) = data.labels.cpu()[some], _guesses(old, new, data, some)
     repaired, wrong = (before != labels) & (after == labels), after != labels
