@@ -89,7 +89,7 @@ def test_the_studies_of_holes_are_whole_and_one_machine_measured_all_rows_of_a_s
     assert len(rows) == len(saved(REPOSITORY / "results" / f"{setting.name}.csv"))
     assert not rows["made_with"].isna().any()
     assert not rows["made_with"].str.contains("dirty").any()
-    alike = [name for name in ("seed", "background", "ratio") if setting is HOLES or name == "seed"]
+    alike = [name for name in ("seed", "background", "ratio", "erm_epochs") if setting is HOLES or name == "seed"]
     assert (rows["made_with"].str.split(", commit").str[0].groupby([rows[name] for name in alike]).nunique() == 1).all()
 
 
