@@ -136,7 +136,7 @@ class Report:
             for name, found in (("gallery", self.examples), ("tests", self.outcomes)):
                 if found:
                     labels, before, after, *rows = found
-                    short = [f"{i} {name}"[:18] for i, name in enumerate(self.classes)]  # numbers keep them apart
+                    short = [f"{i} {name}"[:13] for i, name in enumerate(self.classes)]  # numbers keep them apart
                     titles = figures.arrows(labels, before, after, names=short, between="\n→ ")
                     rows = figures.explained(*rows) if name == "gallery" else dict(zip(OUTCOMES, rows, strict=True))
                     made[name] = figures.strip(rows, {"image": titles})
