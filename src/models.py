@@ -97,8 +97,8 @@ class Backbone(Classifier):
 class ResNet50(Backbone):
     """torchvision's ResNet-50; its saliency layer is the last residual block: (B, 2048, H / 32, W / 32)."""
 
-    def __init__(self, num_classes: int = 2, weights: str | Path | None = None) -> None:
-        super().__init__("resnet50", num_classes, weights, "layer4.2")
+    def __init__(self, num_classes: int = 2, weights: str | Path | None = None, layer: str | None = None) -> None:
+        super().__init__("resnet50", num_classes, weights, layer or "layer4.2")
 
 
 def fitted(model: nn.Module, name: str, weights: str | Path | None, head: str) -> nn.Module:

@@ -20,7 +20,6 @@ from .report import tables
 
 NOTEBOOK = Path("README.ipynb")
 LANDING_PAGE = Path("README.md")
-ASSETS = Path("assets")
 PICTURES = {  # by the tag of the cell that draws them
     "epoch.gif": "animation", "epoch.png": "animation", "marks.png": "marks", "birds.png": "birds"}
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=\n<!-- /results -->)", re.DOTALL)
@@ -91,7 +90,7 @@ def main() -> None:
     write_whole(target, nbformat.writes(notebook).encode())
     if arguments.publish:
         for name, picture in pictures.items():
-            write_whole(ASSETS / name, base64.b64decode(picture))
+            write_whole(Path("assets", name), base64.b64decode(picture))
         page = LANDING_PAGE.read_text()
         write_whole(LANDING_PAGE, TABLE.sub(lambda _: landing_table(), page).encode())
     print(f"executed: {target}")

@@ -16,7 +16,7 @@ from src.experiments.recipes import PHOTOS, Places
 from src.experiments.stages import load_data, new_model, run
 from src.inference import accuracy
 from src.seeding import epoch_order
-from src.state import State
+from src.state import State, digest
 from src.training import sgd, train_epoch
 from tests.conftest import same
 from tests.miniature import make_celeba, make_imagenet9, make_waterbirds
@@ -94,6 +94,7 @@ def test_an_interrupted_training_with_augmentation_and_selection_resumes_exactly
     cut = run(there, setting, seed=1)
     assert [cut.erm.digest(), cut.finetuned.digest()] == [whole.erm.digest(), whole.finetuned.digest()]
     assert whole.erm.history == cut.erm.history
+    assert digest(whole.erm.best) == digest(cut.erm.best)
 
 
 def test_pixels_are_hidden_before_the_view_is_cropped():
@@ -134,8 +135,23 @@ def test_what_is_missing_is_named(places, tmp_path):
     assert "mixed_same/val is missing" in datasets.missing("ImageNet9", tmp_path, parts["imagenet9"])
 
 
+def test_recipes_are_the_papers():
+    assert [(setting.erm.batch_size, setting.erm.epochs, setting.erm.lr, setting.erm.lr_at(99), setting.erm.classes)
+            for setting in PHOTOS] == [
+                (128, 100, 1e-4, 1e-4, 2), (512, 20, 1e-4, 1e-4, 2), (128, 100, 1e-4, 1e-4, 9)]
+    views = [setting.erm.augmentation for setting in PHOTOS]
+    assert [(one.side, one.scale, one.ratio, one.flip, one.jitter) for one in views] == [
+        (224, (0.7, 1), (3 / 4, 4 / 3), 0.5, 0), (224, (0.7, 1), (1, 4 / 3), 0.5, 0),
+        (224, (0.08, 1), (3 / 4, 4 / 3), 0.5, 0.1)]
+
+
+def test_the_layer_of_a_recipe_is_the_one_that_is_explained():
+    assert [new_model(0, name, layer="layer3").layer for name in ("ResNet50", "resnet18")] == ["layer3", "layer3"]
+
+
 @pytest.mark.parametrize(("field", "value", "word"), [
-    ("select", "first", "last or best"), ("optimizer", "RMSprop", "SGD or Adam")])
+    ("model", "SmallCNN", "weights and layer to be None for SmallCNN"), ("select", "first", "last or best"),
+    ("optimizer", "RMSprop", "SGD or Adam")])
 def test_a_recipe_that_cannot_be_is_refused(field, value, word):
     with pytest.raises(ValueError, match=word):
         replace(WATERBIRDS.erm, **{field: value})

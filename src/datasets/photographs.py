@@ -22,11 +22,8 @@ class Files:
 
     groups: (N,) int64 = number of attributes * label + attribute, named by `group_names`; None without an attribute.
     masks: the files of the pixels that are known in each image, white on black, or None.
-
     published: the counts of groups, or the number of images, as published; others are warned of.
-
-    Raises:
-        FileNotFoundError, ValueError: images or tables of them are missing; a table holds what it should not.
+    FileNotFoundError, ValueError: images or tables of them are missing; a table holds what it should not.
     """
 
     def __init__(self, paths: Sequence[Path], labels: Sequence[int], classes: tuple[str, ...], published: tuple = (),

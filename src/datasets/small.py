@@ -32,8 +32,10 @@ def cifar10(split: str, view: View, root: Path, download: bool = True) -> Images
                               "network, which fetches it, or unpack cifar-10-python.tar.gz (170 MB) from "
                               "www.cs.toronto.edu/~kriz there") from error
     chosen = drawn(len(data), split)
-    images = torch.stack([fit(image, view) for image in torch.from_numpy(data.data).permute(0, 3, 1, 2)[chosen]])
-    return Images(images, torch.tensor(data.targets)[chosen], tuple(data.classes))
+    images = torch.from_numpy(data.data).permute(0, 3, 1, 2)[chosen]
+    if view != View(*images.shape[2:]):  # one of their own size shows the images as they are
+        images = torch.stack([fit(image, view) for image in images])
+    return Images(images.contiguous(), torch.tensor(data.targets)[chosen], tuple(data.classes))
 
 
 def drawn(n: int, split: str) -> Tensor:

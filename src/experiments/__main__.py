@@ -21,8 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", choices=[*ALL, *STUDIES])
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the setting")
-    parser.add_argument("--processes", type=int,
-                        help="large trainings at once, if not one on each GPU; of the SmallCNN, one on each core")
+    parser.add_argument("--processes", type=int, help="large trainings at once, if not one on each GPU")
     arguments = parser.parse_args()
     if arguments.setting in STUDIES and (arguments.seeds or arguments.processes):
         parser.error("a study has seeds and processes of its own")

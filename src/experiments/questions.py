@@ -6,9 +6,10 @@ holes show (`fill`, `grow`, `decoys`), and the epoch (`lr`, `order`, `iteration`
 
 from itertools import product
 
+from ..datasets import DIGIT_SETS
 from ..datasets.spurious import BACKGROUNDS
 from ..holes import GROW
-from .recipes import DIGIT_SETS, MARKS, MNIST, Setting
+from .recipes import MARKS, MNIST, Setting
 from .rows import Row
 
 ORACLES = ("known hidden", "rest hidden")  # perfect masks: the square or the bird is hidden, or all but it

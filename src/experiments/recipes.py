@@ -6,8 +6,6 @@ from pathlib import Path
 from ..augmentation import Augmentation
 from ..datasets import TEST_SETS, View
 
-DIGIT_SETS = ("SpuriousMNIST", "SpuriousDigits")
-
 
 @dataclass(frozen=True)
 class Places:
@@ -42,6 +40,8 @@ class Erm:
     def __post_init__(self) -> None:
         if self.optimizer not in ("SGD", "Adam") or self.select not in ("last", "best"):
             raise ValueError(f"expected optimizer SGD or Adam, and select last or best, got {self}")
+        if self.model in ("SmallCNN", "ResNet32") and (self.weights or self.layer):
+            raise ValueError(f"expected weights and layer to be None for {self.model}, got {self}")
 
     def lr_at(self, epoch: int) -> float:
         """The LR in force during an epoch, counted from 0."""

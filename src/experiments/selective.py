@@ -42,12 +42,13 @@ def answer(*probabilities: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def threshold(scores: Tensor, coverage: float) -> float:
-    """The score from which on to answer, so that on these validation scores (N,) a share `coverage` > 0 is answered.
+    """The score from which on to answer, so that on these validation scores (N,) a share `coverage` is answered.
 
     It is the score at rank round(coverage * N), counted from 1 and from the highest; -inf for a coverage of 1, so that
-    no other image is refused either.
+    no other image is refused either; inf where the rank is 0.
     """
-    return -math.inf if coverage == 1 else scores.sort(descending=True).values[round(coverage * len(scores)) - 1].item()
+    rank = round(coverage * len(scores))
+    return -math.inf if coverage == 1 else scores.sort(descending=True).values[rank - 1].item() if rank else math.inf
 
 
 def error_and_coverage(scores: Tensor, wrong: Tensor, threshold: float) -> tuple[float, float]:
@@ -115,6 +116,7 @@ def selective_lrs(setting: Setting, places: Places = Places()) -> pandas.DataFra
     return _measured("finetune-lr", setting, places, [{"lr": lr} for lr in LRS], measure)
 
 
+@cache
 def _state(places: Places, setting: Setting, seed: int, lr: float | None) -> State:
     """ERM of a seed, or what its fine-tune at an LR makes of it."""
     erm = stages.run_erm(places, setting, seed)

@@ -52,7 +52,7 @@ def new_model(seed: int, name: str = "SmallCNN", classes: int = 2, weights: str 
     """A model with PyTorch's default initialisation, a pure function of the seed; others start as of `Backbone`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "weights").initial_seed())
-        ours = {"SmallCNN": SmallCNN, "ResNet32": ResNet32, "ResNet50": partial(ResNet50, weights=weights)}
+        ours = {"SmallCNN": SmallCNN, "ResNet32": ResNet32, "ResNet50": partial(ResNet50, weights=weights, layer=layer)}
         model = ours[name](classes) if name in ours else Backbone(name, classes, weights, layer)
     return model.to(best_device(), memory_format=torch.channels_last)
 

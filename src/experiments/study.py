@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import datasets
 from ..checkpoint import finished
 from ..classifier import copied
-from ..datasets import Images
+from ..datasets import DIGIT_SETS, Images
 from ..device import best_device, room_for
 from ..holes import grown
 from ..inference import accuracy, infer, pixels
@@ -32,7 +32,7 @@ from ..training import train_epoch
 from . import questions, stages
 from .dfr import refit_last_layer
 from .questions import ORACLES, Row
-from .recipes import BIRDS, DIGIT_SETS, DIGITS, MNIST, Places, Setting
+from .recipes import BIRDS, DIGITS, MNIST, Places, Setting
 from .rows import matching, measured, saved
 
 CHOOSING_SEEDS, CHOOSING_EPOCHS = (10, 11), 5  # of ERM's candidates on birds, which see the validation set alone
@@ -153,8 +153,10 @@ class Subject:
             return find_masks(explained(state.model, condition["layer"]), self.images, condition["k"],
                               state.masks if condition["accumulate"] else None)
         masks = self.found(condition["layer"], condition["k"])
-        order = torch.randperm(len(masks), generator=generator(self.seed, "shuffled"))
-        return Masks(masks.shape, masks.bits[order]) if method == "shuffled" else masks
+        if method == "shuffled":
+            order = torch.randperm(len(masks), generator=generator(self.seed, "shuffled"))
+            return Masks(masks.shape, masks.bits[order])
+        return masks
 
     def filled(self, masks: Masks) -> Tensor:
         """The training images with hidden pixels from another one each, drawn from the seed."""
@@ -170,8 +172,8 @@ class Subject:
 
         `hidden`: the share of pixels; `untouched`: the share of images in which nothing is hidden; `erm_on_masked` and
         `erm_on_filled`: ERM's accuracy on the masked images, black or smooth, of photographs on every fourth. Where
-        pixels are known, of all images and of each group: `on_known`, how much of what is hidden they are;
-        `known_hidden`, how much of them is hidden; `known_visible`, in how many images a rest of them stays visible.
+        pixels are known, of all images and of each group: `known`, their share; `on_known`, how much of the hidden
+        they are; `known_hidden`, how much of them is hidden; `known_visible`, how many images show a rest of them.
         """
         some = slice(None, None, 1 if self.val is None else 4)
         facts = {"hidden": masks.share(), "untouched": masks.untouched(), **{
@@ -180,12 +182,13 @@ class Subject:
         if self.train.known is None:
             return facts
         groups = {f": {name}": self.train.groups == group for group, name in enumerate(self.train.group_names)}
+        every = torch.stack([one[:].cpu().flatten(1) for one in (masks, self.train.known)])
         for suffix, chosen in {"": slice(None), **groups}.items():
-            hidden, known = masks[chosen].cpu(), self.train.known[chosen].cpu()
-            both = (hidden & known).sum().double()
-            facts |= {f"on_known{suffix}": (both / hidden.sum().clamp(min=1)).item(),
-                      f"known_hidden{suffix}": (both / known.sum()).item(),
-                      f"known_visible{suffix}": (known & ~hidden).flatten(1).any(1).sum().item()}
+            hidden, known = every[:, chosen]
+            gone, there, both = (part.sum().double() for part in (hidden, known, hidden & known))
+            here = {"hidden": gone / hidden.numel(), "known": there / known.numel(), "on_known": both / gone.clamp(min=1),
+                    "known_hidden": both / there, "known_visible": (known & ~hidden).any(1).sum()}
+            facts |= {f"{name}{suffix}": value.item() for name, value in here.items()}
         return facts
 
     def _masks_of(self, cam: str) -> Masks:

@@ -21,7 +21,6 @@ plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
 _CYCLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]  # of the style file: one colour means one thing everywhere
 COLOURS = dict(zip((*NAMES.values(), *TRAINING_SETS.values(), *QUIET), _CYCLE, strict=True))
-HATCHES = {"raw": "", "malicious": "///"}
 WRONG = "#d62728"
 HEAT = dict(cmap="inferno", vmin=0, vmax=1)
 MASK = dict(cmap="gray", vmin=0, vmax=1)

@@ -59,11 +59,12 @@ class Report:
             found["before_on_masked"] = accuracy(old, train.images[some], train.labels[some], masks[some], fill)
             found["examples"] = _examples(old, new or old, train, masks, fill)
             if new is not None:
-                found["after"] = {name: scored(infer(new, data.images).argmax(1), data)
-                                  for name, data in sets.items() if scores or name != "train"}
+                guesses = {name: infer(new, data.images).argmax(1).cpu() for name, data in sets.items()
+                           if scores or name != "train"}
+                found["after"] = {name: scored(theirs, sets[name]) for name, theirs in guesses.items()}
                 *_, (last, data) = sets.items()
                 if last != "train" and data.images.shape[2:] == train.images.shape[2:]:  # for which the layer is read
-                    found["outcomes"] = _outcomes(old, new, data)
+                    found["outcomes"] = _outcomes(old, new, data, guesses[last])
         except (Exception, KeyboardInterrupt) as error:  # the repaired model is worth more than the report
             found["failure"] = f"The report is not complete: {type(error).__name__}: {error}"
             warnings.warn(found["failure"], stacklevel=3)
@@ -189,17 +190,18 @@ def _examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks, fill: 
     """Of the first images of every class: labels, guesses before and after, images, heat, masks, what these leave."""
     labels, each = data.labels.cpu(), max(1, EXAMPLES // len(data.classes))
     chosen = torch.cat([torch.nonzero(labels == label).flatten()[:each] for label in labels.unique()])[:EXAMPLES]
-    before, after = _guesses(old, new, data, chosen)
     images, hidden = data.images[chosen.to(data.images.device)], masks[chosen.to(masks.bits.device)].cpu()
+    before, after = (infer(model, images).argmax(1).cpu() for model in (old, new))
     seen = pixels(images.to(next(old.parameters()).device))
     return [labels[chosen], before, after, seen.cpu(), xgradcam(old, seen).cpu(), hidden,
             pixels(images.cpu(), hidden, fill)]
 
 
-def _outcomes(old: nn.Module, new: nn.Module, data: Images) -> list[Tensor] | None:
+def _outcomes(old: nn.Module, new: nn.Module, data: Images, guesses: Tensor) -> list[Tensor] | None:
     """As `_examples`, of a test set: half repaired, half still wrong, and the heat before and after; None: neither."""
     some = torch.arange(0, len(data), max(1, len(data) // SAMPLE))
-    labels, (before, after) = data.labels.cpu()[some], _guesses(old, new, data, some)
+    labels, after = data.labels.cpu()[some], guesses[some]
+    before = infer(old, data.images[some.to(data.images.device)]).argmax(1).cpu()
     repaired, wrong = (before != labels) & (after == labels), after != labels
     chosen = torch.cat([torch.nonzero(part).flatten()[:EXAMPLES // 2] for part in (repaired, wrong)])
     if not len(chosen):
@@ -207,7 +209,3 @@ def _outcomes(old: nn.Module, new: nn.Module, data: Images) -> list[Tensor] | No
     seen = pixels(data.images[some[chosen].to(data.images.device)].to(next(old.parameters()).device))
     heat = [xgradcam(model, seen).cpu() for model in (old, new)]
     return [*(part[chosen] for part in (labels, before, after)), seen.cpu(), *heat]
-
-
-def _guesses(old: nn.Module, new: nn.Module, data: Images, chosen: Tensor) -> list[Tensor]:
-    return [infer(model, data.images[chosen.to(data.images.device)]).argmax(1).cpu() for model in (old, new)]
