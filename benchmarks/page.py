@@ -53,7 +53,7 @@ def photographs(rows: pandas.DataFrame) -> pandas.DataFrame:
 
 def door(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Seconds of `masktune()` and of its parts."""
-    return rows.drop(columns="made_with").round(1)
+    return rows.drop(columns="made_with").round(1).assign(images=rows["images"].map("{:,}".format))
 
 
 def layouts(rows: pandas.DataFrame) -> pandas.DataFrame:

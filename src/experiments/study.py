@@ -186,8 +186,8 @@ class Subject:
         for suffix, chosen in {"": slice(None), **groups}.items():
             hidden, known = every[:, chosen]
             gone, there, both = (part.sum().double() for part in (hidden, known, hidden & known))
-            here = {"hidden": gone / hidden.numel(), "known": there / known.numel(), "on_known": both / gone.clamp(min=1),
-                    "known_hidden": both / there, "known_visible": (known & ~hidden).any(1).sum()}
+            here = {"hidden": gone / hidden.numel(), "known": there / known.numel(), "known_hidden": both / there,
+                    "on_known": both / gone.clamp(min=1), "known_visible": (known & ~hidden).any(1).sum()}
             facts |= {f"{name}{suffix}": value.item() for name, value in here.items()}
         return facts
 
