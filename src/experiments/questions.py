@@ -33,7 +33,7 @@ BASE: Row = {  # MaskTune as the paper has it; LR, layer, ERM's epochs and the r
 }
 DATA = ("background", "place", "side", "opacity", "marks")  # options of data sets that a condition may change
 SEEDS = (0, 1, 2)  # of every question but those of `ALL_SEEDS`, which take all
-ALL_SEEDS = ("results", "benchmark", "holes", "price")
+ALL_SEEDS = ("results", "benchmark", "holes", "large", "price")
 REMEDIES: list[Row] = [{"decoys": True}, {"grow": GROW}, {"fill": "smooth"}, {"grow": GROW, "decoys": True},
                        {"grow": GROW, "decoys": True, "fill": "smooth"}]
 REPAIRS: list[Row] = [{"method": "masktune", **remedy} for remedy in ({}, *REMEDIES)]
@@ -57,10 +57,11 @@ ON_SQUARES: dict[str, list[Row]] = {
     "holes": REMEDIES + [{**REMEDIES[-2], "order": order} for order in range(1, 5)],
 }
 ON_BACKGROUNDS: dict[str, list[Row]] = {
-    "holes": [{**data, **change}
+    "holes": [{**data, **change, "order": order}
               for data in ({"background": background, "ratio": ratio} for background, ratio in product(
                   BACKGROUNDS, (0.0, 0.01)))
-              for change in [{"method": "erm"}, {"method": "plain"}, {"method": "randmask"}, *REPAIRS, *PERFECT]],
+              for change in [{"method": "erm"}, {"method": "plain"}, {"method": "randmask"}, *REPAIRS, *PERFECT]
+              for order in ((0,) if change == {"method": "erm"} else (0, 1, 2))],
     "large": [{"background": background, "ratio": 0.0, "size": 60_000, "erm_epochs": 10, **change}
               for background in ("black", "white") for change in _FEW],
 }

@@ -124,7 +124,7 @@ BIRDS = (
 HOLES = Setting(  # what holes show matters where black is not the colour of paper; on fewer images, for the time
     "mnist-holes", "MNIST on other backgrounds", Erm(options={
         "class_mix_ratio": 0.0, "mix_order": "random", "background": "black", "size": 20_000}, epochs=5),
-    seeds=(0, 1, 2, 3, 4), test_sets=TEST_SETS)
+    seeds=(0, 1, 2, 3, 4), orders=(0, 1, 2), test_sets=TEST_SETS)
 _MARKS = Setting(
     "imagenette-marks", "a mark on photographs", replace(
         _SMALL, dataset="SpuriousImagenette", layer="features.14.conv.0", augmentation=None, options={
