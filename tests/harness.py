@@ -98,19 +98,17 @@ def double(number: int) -> tuple[int, int, int]:
     return 2 * number, os.getpid(), torch.get_num_threads()
 
 
-def main(folder: Path, dies: str = "") -> None:
+def main(folder: Path, killed: str = "") -> None:
     """What torchrun's processes do, ERM and MaskTune, but no study; and what they do to the bits of one process.
 
-    Those are masks and logits, and a repair of a network without BatchNorm, in double precision. Process 1 kills itself
-    if told so: in the second iteration, whose masks depend on BatchNorm's statistics.
+    Those are masks and logits, and a repair of a network without BatchNorm, in double precision. Then, where another
+    folder is given, all over again for that; but process 1 kills itself in the second iteration, whose masks depend on
+    BatchNorm's statistics.
     """
     prepare()
     torch.set_num_threads(1)
     parallel.start()
     stages.load_data = partial(first_images, n=549)  # two batches of masks, 18 of training, the last of 5
-    if dies and parallel.rank() == 1:
-        deal, calls = parallel.deal, count()
-        parallel.deal = lambda batches: deal(batches) if next(calls) < 4 else os.kill(os.getpid(), signal.SIGKILL)
     if parallel.world() > 1:
         stages.run_all((SETTING,), seeds=(0,), places=Places(folder))
         try:
@@ -126,6 +124,11 @@ def main(folder: Path, dies: str = "") -> None:
     if parallel.leads():
         repaired = own.state_dict(), report.hidden, report.after["again"].average
         torch.save((seen, repaired), folder.with_suffix(".found"))
+    if killed:
+        deal, calls = parallel.deal, count()
+        if parallel.rank() == 1:
+            parallel.deal = lambda batches: deal(batches) if next(calls) < 4 else os.kill(os.getpid(), signal.SIGKILL)
+        stages.run_all((SETTING,), seeds=(0,), places=Places(Path(killed)))
     parallel.stop()
 
 

@@ -22,24 +22,25 @@ from tests.conftest import REPOSITORY
 from tests.harness import SETTING, double, main, results
 
 
-def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+def start(*folders: Path) -> subprocess.CompletedProcess:
     """The harness's `main` under torchrun."""
     return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-                           "tests.harness", folder, *arguments], cwd=REPOSITORY, text=True, capture_output=True,
+                           "tests.harness", *folders], cwd=REPOSITORY, text=True, capture_output=True,
                           check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def test_two_processes_do_as_one_and_go_on_to_the_same_bits(tmp_path, monkeypatch):
     """After one was killed, which ends both; the first speaks for all. A study is refused."""
     alone, straight, resumed = (tmp_path / name for name in ("alone", "straight", "resumed"))
-    assert start(resumed, "dies").returncode != 0
+    first = start(straight, resumed)
+    assert first.returncode != 0
+    assert first.stdout.count("masktune-seed0: starts") == 2
+    assert "start them without torchrun" in first.stdout
     assert {path.name for path in resumed.rglob("*.pt")} == {"erm-seed0.pt", "masktune-seed0.pt"}
-    for folder, said in ((straight, "starts"), (resumed, "continues after 1 epochs")):
-        done = start(folder)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "deprecated" not in done.stderr
-        assert done.stdout.count(f"masktune-seed0: {said}") == 1
-        assert "start them without torchrun" in done.stdout
+    second = start(resumed)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert "deprecated" not in first.stderr + second.stderr
+    assert second.stdout.count("masktune-seed0: continues after 1 epochs") == 1
     saved = torch.load(straight / SETTING.name / "masktune-seed0.pt", weights_only=True)
     assert saved["model"]["backbone.1.num_batches_tracked"] == 5 * 18
     assert results(resumed) == results(straight)
