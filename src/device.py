@@ -40,6 +40,21 @@ def prepare() -> None:
     keep_freed_memory(True)
 
 
+@contextmanager
+def computing_on(device: torch.device) -> Iterator[None]:
+    """Compute on a device, exactly, and with gradients, whatever the caller has set, which is put back afterwards."""
+    utilities, cudnn = torch.utils.deterministic, torch.backends.cudnn
+    exact = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled, searched = utilities.fill_uninitialized_memory, cudnn.benchmark
+    with torch.inference_mode(False), torch.enable_grad(), torch.cuda.device(device if device.type == "cuda" else -1):
+        try:
+            prepare()
+            yield
+        finally:
+            torch.use_deterministic_algorithms(exact[0], warn_only=exact[1])
+            utilities.fill_uninitialized_memory, cudnn.benchmark = filled, searched
+
+
 def keep_freed_memory(keep: bool) -> None:
     """Let glibc keep what is freed, or give it back to the system, its default; other C libraries do as they do.
 
