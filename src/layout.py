@@ -55,9 +55,13 @@ def outputs_of(model: nn.Module, layers: dict[str, nn.Module], images: Tensor) -
     They are in the order in which they are done: a block after its parts.
     """
     calls: dict[str, list] = {}
-    handles = [layer.register_forward_hook(
-        lambda _layer, _inputs, output, name=name: calls.setdefault(name, []).append(output))
-        for name, layer in layers.items()]
+
+    def keep(name: str, output: object) -> Tensor | None:
+        calls.setdefault(name, []).append(output)
+        return output.clone() if isinstance(output, Tensor) else None  # the next layer may work in place
+
+    handles = [layer.register_forward_hook(lambda _layer, _inputs, output, name=name: keep(name, output))
+               for name, layer in layers.items()]
     try:
         logits = model(images)
     finally:

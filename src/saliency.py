@@ -72,12 +72,16 @@ def heatmaps(model: nn.Module, images: Tensor, layer: nn.Module, read: layout.Re
                                  "not depend on it; name a layer outside of that")
     finally:
         handle.remove()
-    activation, gradient = read(kept["activation"].detach()), read(gradient)
+    return heat_of(read(kept["activation"].detach()), read(gradient), tuple(images.shape[2:])), guesses
+
+
+def heat_of(activation: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tensor:
+    """The formula of `xgradcam`: (B, height, width) of a layer's maps and their gradients, both (B, K, h, w)."""
     if activation.dtype in (torch.float16, torch.bfloat16):
         activation, gradient = activation.float(), gradient.float()
     weight = (gradient * activation).sum((2, 3)) / (activation.sum((2, 3)) + 1e-7)
     maps = torch.einsum("bk,bkhw->bhw", weight, activation).relu().float()  # (B, h, w) as the layer gives them
-    return unit_range(resized(unit_range(maps), *images.shape[2:])), guesses
+    return unit_range(resized(unit_range(maps), *size))
 
 
 def reader(model: nn.Module, layer: nn.Module, size: tuple[int, int]) -> layout.Reading:
