@@ -32,7 +32,7 @@ class Classifier(nn.Module):
         layer = next((name for name, part in model.named_modules() if part is layer), layer)
         if layer is not None and layer not in names:
             raise ValueError(f"expected layer to name a module of {type(model).__name__}, got {layer!r}; it has "
-                             f"{', '.join(names)}; suggest_layers(model, images) lists good ones")
+                             f"{', '.join(names[:9])}, ...; suggest_layers(model, images) lists good ones")
         if (mean is None) != (std is None):
             raise ValueError(f"expected mean and std, or neither, got {mean=} and {std=}")
         if mean is None:

@@ -43,8 +43,11 @@ def opened(model: nn.Module, data: object, tests: dict, layer: str, k: float, me
 
 def _data_sets(data: object, tests: dict) -> dict[str, Images]:
     """The training set as "train" and the test sets by name, their labels mapped to its classes by name."""
+    if not isinstance(tests, dict) or "train" in tests or not all(isinstance(name, str) for name in tests):
+        names = list(tests) if isinstance(tests, dict) else f"a {type(tests).__name__}"
+        raise TypeError(f"expected tests as a dict of data sets by name, strings but for 'train', got {names}")
     sets: dict[str, Images] = {}
-    for name, one in dict(train=data, **tests).items():
+    for name, one in {"train": data, **tests}.items():
         with step(f"tests[{name!r}]" if sets else "the training set"):
             found = one if isinstance(one, Images) else load_dataset(one)
             check_images(found.images)

@@ -18,7 +18,6 @@ from .saliency import heat_of
 SMALLEST = 4  # positions along each side of a map that can single out a spot
 TRIED = 12  # layers whose masks are applied, shared among the sizes of maps
 LOOKED_AT, AT_ONCE = 64, 8  # images
-ENOUGH = 2 / 3  # of the best worth: what lies above is no difference between layers of one size
 
 
 def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | None = None,
@@ -74,7 +73,7 @@ def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | Non
             names = list(found)
             names = names[:each // 2] + names[each // 2::math.ceil(2 * len(names) / each)]
             worths = worth(model, some, {name: found[name] for name in names})
-            least = ENOUGH * max(worths.values())
+            least = 2 / 3 * max(worths.values())  # what lies above is no difference: the preferred one is taken
             names.sort(key=lambda name: worths[name] < least)
             if name := next(filter(map_of, names), None):
                 best[size] = worths[name], name

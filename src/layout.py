@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .inference import evaluating
 from .seeding import generator
 
 PREFIXES = (0, 1, 2, 4, 5)  # tokens before those of the grid: a class token, one for distillation, four registers
@@ -35,12 +34,8 @@ def readings(output: Tensor, size: tuple[int, int]) -> dict[str, Reading]:
                 name = f"(B, {prefix} + h w, K)" if prefix else "(B, h w, K)"
                 found[name] = lambda tokens, prefix=prefix, rows=rows: tokens[:, prefix:].transpose(1, 2).unflatten(
                     2, (rows, -1))
-    return {name: read for name, read in found.items() if _is_possible(read(output), size)}
-
-
-def _is_possible(maps: Tensor, size: tuple[int, int]) -> bool:
-    """Whether maps have more than one position along each side, and not many more than the image has pixels."""
-    return all(2 <= side <= pixels + 4 for side, pixels in zip(maps.shape[2:], size, strict=True))
+    return {name: read for name, read in found.items()  # of several positions a side, but hardly more than pixels
+            if all(2 <= side <= pixels + 4 for side, pixels in zip(read(output).shape[2:], size, strict=True))}
 
 
 def probe(size: tuple[int, int], device: torch.device) -> Tensor:
@@ -111,18 +106,3 @@ def reading_of(output: Tensor, images: Tensor) -> tuple[str, Reading] | None:
         if right == 1 and share > OWN_QUARTER and (best is None or rank > best[0]):
             best = (rank, name, read)
     return best and best[1:]
-
-
-def reading_of_layer(model: nn.Module, layer: nn.Module, size: tuple[int, int]) -> tuple[str, Reading] | None:
-    """`reading_of` for a layer of a model of images of (height, width) pixels, which is left as it was.
-
-    ValueError: the model does not call it once, or it gives no tensor that depends on the images.
-    """
-    device = next(model.parameters()).device
-    images = probe(size, device).requires_grad_()
-    with evaluating(model), torch.enable_grad():
-        made, _ = outputs_of(model, {"": layer}, images)
-        if not made:
-            raise ValueError("expected a layer that the model calls once, and that gives a tensor with a gradient back "
-                             f"to the images, got {type(layer).__name__}, which is not")
-        return reading_of(made[""], images)

@@ -22,9 +22,7 @@ def hottest(heat: Tensor, k: float = 2.0) -> Tensor:
 
     heat: (B, H, W) >= 0 -> (B, H, W) bool, True = hidden. s is the population's (ddof 0). A map without a positive
     pixel hides nothing.
-
-    Raises:
-        ValueError: a map is not finite.
+    ValueError: a map is not finite.
     """
     total = heat.sum((1, 2), keepdim=True)
     if not total.isfinite().all():

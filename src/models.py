@@ -1,5 +1,6 @@
 """The classifiers. Each takes images (B, 3, H, W) as float in [0, 1] and names its saliency layer."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -107,9 +108,7 @@ def fitted(model: nn.Module, name: str, weights: str | Path | None, head: str) -
     weights: torchvision's name of some, such as "IMAGENET1K_V1", downloaded once; or a file with a state_dict, alone or
     as "state_dict" or "model", with or without "module." or "_orig_mod." before all names and BatchNorm's counters.
     If the last layer, called `head`, is another or missing, the model's own is kept.
-
-    Raises:
-        ValueError: weights cannot be read or downloaded, or are others; the message says which file to put where.
+    ValueError: weights cannot be read or downloaded, or are others; the message says which file to put where.
     """
     if weights is None:
         return model
@@ -125,8 +124,7 @@ def fitted(model: nn.Module, name: str, weights: str | Path | None, head: str) -
             content = torch.load(Path(weights).expanduser(), map_location="cpu", weights_only=True)
         for key in ("state_dict", "model"):
             content = content.get(key, content)
-        found = counters | {part.removeprefix("module.").removeprefix("_orig_mod."): value
-                            for part, value in content.items()}
+        found = counters | {re.sub(r"^((module|_orig_mod)\.)+", "", part): value for part, value in content.items()}
         if any(part not in found or found[part].shape != value.shape for part, value in last.items()):
             found |= last
         model.load_state_dict(found)

@@ -21,7 +21,7 @@ from .report import tables
 NOTEBOOK = Path("README.ipynb")
 LANDING_PAGE = Path("README.md")
 PICTURES = {  # by the tag of the cell that draws them
-    "epoch.gif": "animation", "epoch.png": "animation", "marks.png": "marks", "birds.png": "birds"}
+    "epoch.gif": "animation", "epoch.png": "animation", "marks.jpeg": "marks", "birds.jpeg": "birds"}
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=\n<!-- /results -->)", re.DOTALL)
 
 
@@ -85,7 +85,7 @@ def main() -> None:
         if not arguments.publish:
             write_whole(target, nbformat.writes(notebook).encode())  # with the error in its place
         sys.exit(f"{error}\nnot executed to its end" + ("" if arguments.publish else f": {target}"))
-    pictures = {name: tagged(notebook, tag, f"image/{name[-3:]}") for name, tag in PICTURES.items()}
+    pictures = {name: tagged(notebook, tag, f"image/{name.split('.')[1]}") for name, tag in PICTURES.items()}
     notebook.cells[0]["attachments"] = {"epoch.gif": {"image/gif": pictures["epoch.gif"]}}  # the first screen shows it
     write_whole(target, nbformat.writes(notebook).encode())
     if arguments.publish:

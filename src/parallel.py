@@ -92,8 +92,7 @@ def gathered(parts: dict[int, Tensor]) -> list[Tensor]:
 def joined(model: nn.Module) -> Iterator[nn.Module]:
     """The model for training on slices of a batch; with one process it is yielded as it is. It is left as it was.
 
-    Raises:
-        ValueError: on GPUs, a BatchNorm that does more than torch's own, which SyncBatchNorm would leave out.
+    ValueError: on GPUs, a BatchNorm that does more than torch's own, which SyncBatchNorm would leave out.
     """
     if world() == 1:
         yield model

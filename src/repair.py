@@ -64,8 +64,7 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         precision: "fp32", or "bf16" for autocast.
         device: that computes; the GPU if there is one. The repaired model is on that of the model given.
         tests: more data sets to be scored before and after, by name; their classes are matched by name.
-        scores: whether the repaired model is scored on the training images, too, which takes a third of all forward
-            passes; each of them is looked at once for its mask, once in the epoch, and once for this.
+        scores: whether the repaired model is scored on the training images, too: a third of all forward passes.
         checkpoint: a file to resume from; it is written after every epoch.
 
     Raises:

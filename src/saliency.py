@@ -90,18 +90,20 @@ def reader(model: nn.Module, layer: nn.Module, size: tuple[int, int]) -> layout.
     That is the model's own `reshape_transform` if it has one, and nothing for the layer that a model names itself; for
     other layers it is tested: see `layout`.
 
-    Raises:
-        ValueError: the output is no map of the image, or cannot be told to be one.
+    ValueError: the output is no map of the image, or cannot be told to be one.
     """
     given = getattr(model, "reshape_transform", None)
     if given is not None:
         return given
     if not isinstance(model, Classifier) and layer is getattr(model, "saliency_layer", None):
         return lambda maps: maps
-    found = layout.reading_of_layer(model, layer, size)
+    images = layout.probe(size, next(model.parameters()).device).requires_grad_()
+    with evaluating(model), torch.enable_grad():
+        made, _ = layout.outputs_of(model, {"": layer}, images)
+        found = layout.reading_of(made[""], images) if made else None
     if found is None:
-        raise ValueError("expected a layer whose output is a map of the image, got one of "
-                         f"{type(layer).__name__} whose positions do not follow the image; {ADVICE}")
+        raise ValueError("expected a layer that the model calls once, whose output is a map of the image, got one of "
+                         f"{type(layer).__name__}, which {'does not follow it' if made else 'is not'}; {ADVICE}")
     return found[1]
 
 

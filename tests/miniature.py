@@ -70,20 +70,6 @@ def make_celeba(root: Path, counts: dict[str, tuple[int, ...]], kaggle: bool = F
         (folder / "list_eval_partition.txt").write_text("".join(f"{row[0]} {row[3]}\n" for row in rows))
 
 
-def make_imagenet9(root: Path, each: int = 2, variants: tuple[str, ...] = ("original", "mixed_same", "mixed_rand")
-                   ) -> None:
-    """`in9l/` and `bg_challenge/` under root: nine classes told apart by colour, `each` images in each folder."""
-    draw = generator(0, "imagenet9")
-    folders = ["in9l/train", "in9l/val", *(f"bg_challenge/{variant}/val" for variant in variants)]
-    for folder in folders:
-        for label in range(9):
-            place = root / folder / f"{label:02d}_class{label}"
-            place.mkdir(parents=True)
-            for i in range(each):
-                colour = torch.tensor([28 * label, 255 - 28 * label, 60]) + torch.randint(-9, 10, (3,), generator=draw)
-                Image.new("RGB", (70, 64), tuple(colour.clamp(0, 255).tolist())).save(place / f"{i}.JPEG")
-
-
 def write_csv(path: Path, rows: list) -> None:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)

@@ -54,8 +54,10 @@ BAD = [  # the model, the training set, options, and what the message says
     (lambda: torchvision.models.resnet18(num_classes=2), DATA, {"layer": "layer1.0.relu"}, "the model calls once"),
     (Net, "photos/train", {}, "the training set.*load_folder reads folders"),
     (Net, changed(labels=torch.arange(16) % 6), {}, "the training set.*0..5"),
-    (Net, DATA, {"tests": [DATA]}, "mapping, not list"),
-    (Net, DATA, {"tests": DATA}, "mapping, not"),
+    (Net, DATA, {"tests": {1: DATA}}, r"strings but for 'train', got \[1\]"),
+    (Net, DATA, {"tests": {"train": DATA}}, r"strings but for 'train', got \['train'\]"),
+    (Net, DATA, {"tests": [DATA]}, "expected tests as a dict .*got a list"),
+    (Net, DATA, {"tests": DATA}, "expected tests as a dict .*got a Images"),
     (Net, DATA, {"tests": {"train": DATA}}, "'train'"),
     *((Net, DATA, {"tests": {"t": test}}, rf"tests\['t'\]: .*{said}") for test, said in (
         (changed(images=DATA.images / 255), "torch.float32"), (changed(images=DATA.images[:0]), r"\(0, 3, 32, 32\)"),

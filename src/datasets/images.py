@@ -43,9 +43,7 @@ class Images:
 
     def with_classes(self, classes: Sequence[str]) -> "Images":
         """The same images, labelled as in another list of classes: matched by name, those that have none by number.
-
-        Raises:
-            ValueError: a class that occurs here is not in the list.
+        ValueError: a class that occurs here is not in the list.
         """
         if self.numbered and len(self.classes) <= len(classes):
             return replace(self, classes=tuple(classes), numbered=False)
@@ -60,8 +58,8 @@ def load_folder(root: Path | str, side: int | tuple[int, int], classes: Sequence
                 cache: Path | str | None = None) -> Images:
     """Load `root/class/*.jpg` (or png, ...) and folders within: scaled to fill the frame, the middle cut out.
 
-    Hidden files and folders are passed over; files of other endings, too, with a warning. Classes are in the order of
-    their names as strings, as torchvision's `ImageFolder` has them.
+    Hidden files and folders are passed over, and links to other classes; files of other endings, with a warning.
+    Classes are in the order of their names as strings, as torchvision's `ImageFolder` has them.
 
     Args:
         side: pixels of a square frame, or (height, width).
@@ -94,7 +92,9 @@ def class_files(root: Path | str, classes: Sequence[str] | None = None) -> tuple
     known = tuple(names) if classes is None else in_order(classes)
     if len(set(known)) < len(known) or not set(names) <= set(known):
         raise ValueError(f"expected {root} to have the classes {', '.join(known)}, each once, got {', '.join(names)}")
-    found = [(path, known.index(name)) for name in names for path in files_below(root / name)]
+    tops = {os.path.realpath(folder) for folder in (root, *(root / name for name in names))}  # not to be linked to
+    found = [(path, known.index(name)) for name in names for path in files_below(
+        root / name, tops - {os.path.realpath(root / name)})]
     images = [(path, label) for path, label in found if path.suffix.lower() in IMG_EXTENSIONS]
     if not images:
         raise FileNotFoundError(f"{root} is missing, or has no folders of images, one for each class")
@@ -104,9 +104,9 @@ def class_files(root: Path | str, classes: Sequence[str] | None = None) -> tuple
     return *zip(*images, strict=True), known
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files below a folder that are not hidden, in torchvision's order; none twice, whatever links lead to it."""
-    found, seen = [], set()
+def files_below(folder: Path, seen: set[str]) -> list[Path]:
+    """All files below a folder that are not hidden, in torchvision's order; none twice, or in a folder seen already."""
+    found = []
     for here, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
         folders[:] = sorted(name for name in folders if _counts(name) and real not in seen)

@@ -35,7 +35,7 @@ class SpuriousImagenette(Images):
     "raw" has no marks, "malicious" has them on all images but those of the label that carries them in training.
 
     Args:
-        root: holds `imagenette2-160/`, which is fetched if it is missing and `download`, and the pixels in `cache/`.
+        root: holds `imagenette2-160/`, which is fetched if it is missing, and the pixels in `cache/`.
         seed: draws what is random. The same arguments and files give the same tensors.
         classes: "halves", the first five, which carry the mark, against the last five; or "ten", and the French horn
             carries it.
@@ -53,9 +53,9 @@ class SpuriousImagenette(Images):
 
     def __init__(self, root: str | Path, part: str, view: View, seed: int = 0, classes: str = "halves",
                  place: str = "corner", side: float = 0.12, opacity: float = 0.6, class_mix_ratio: float = 0.0,
-                 marks: str = "class", size: int | None = None, download: bool = True) -> None:
+                 marks: str = "class", size: int | None = None) -> None:
         shorter = min(view.height, view.width)
-        diameter, margin = round(side * shorter), round(shorter / 28) if place == "corner" else 0
+        diameter, margin = round(side * shorter) if 0 < side < 1 else 0, round(shorter / 28) if place == "corner" else 0
         for name, value, valid in (("part", part, self.PARTS), ("classes", classes, tuple(CLASSES)),
                                    ("place", place, ("corner", "random")), ("marks", marks, ("class", "none", "both"))):
             if value not in valid:
@@ -67,7 +67,7 @@ class SpuriousImagenette(Images):
         names, mark = CLASSES[classes], HORN if classes == "ten" else 0
         test = part in ("raw", "malicious")
         folder = "val" if test else "train"
-        paths, labels = imagenette(root, folder, download)
+        paths, labels = imagenette(root, folder)
         order = torch.randperm(len(paths), generator=generator(0, "imagenette split"))
         chosen = {"train": order[len(order) // 5:], "val": order[:len(order) // 5]}.get(part, order)
         chosen = chosen[first(size if part == "train" else None, len(chosen))]
@@ -102,11 +102,11 @@ def draw_marks(images: Tensor, marked: Tensor, corners: Tensor, diameter: int, o
     return known
 
 
-def imagenette(root: Path | str, split: str, download: bool = True) -> tuple[Sequence[Path], Tensor]:
+def imagenette(root: Path | str, split: str) -> tuple[Sequence[Path], Tensor]:
     """The files of Imagenette's "train" or "val" below root, and their labels, (N,) int64 in 0..9; DataUnavailable."""
     folder = Path(root) / "imagenette2-160"
     try:
-        if download and not folder.exists():
+        if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=root) as whole:  # half of it would pass for a set of one's own
                 torchvision.datasets.Imagenette(whole, "train", "160px", download=True)

@@ -10,7 +10,7 @@ import torch
 
 from ..masks import Masks
 from .decode import View, cached, decode
-from .images import Images, class_files
+from .images import Images
 
 SPLITS = ("train", "val", "test")
 WRITTEN = {text: name for i, name in enumerate(SPLITS) for text in (str(i), name)}  # of splits, in tables
@@ -94,7 +94,7 @@ class CelebA(Files):
         file = root / f"list_attr_celeba{ending}"
         partition = read_table(root / f"list_eval_partition{ending}", columns, **more[0])
         attributes = read_table(file, ("image_id", "Blond_Hair", "Male"), **more[1])
-        chosen = of_split(attributes.merge(partition, on="image_id", validate="1:1"), "partition", split, file)
+        chosen = of_split(attributes.merge(partition, on="image_id"), "partition", split, file)
         folder = root / "img_align_celeba"
         if (folder / "img_align_celeba").is_dir():  # as Kaggle's archive unpacks
             folder /= "img_align_celeba"
@@ -103,32 +103,14 @@ class CelebA(Files):
                          (self.PUBLISHED[split],), male, ("female", "male"))
 
 
-class ImageNet9(Files):
-    """ImageNet-9 and the test sets of the Background Challenge (Xiao et al. 2021): nine super-classes.
-
-    There is no attribute; the group is the class. Images are ImageNet's, for non-commercial research and education.
-    root: the folder with `in9l/` (training) and the variants of `bg_challenge/`, the test sets.
-    """
-
-    VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t")
-    PARTS = ("train", "val", *VARIANTS)
-
-    def __init__(self, root: Path | str, variant: str = "train") -> None:
-        test, train = variant in self.VARIANTS, Path(root) / "in9l" / "train"
-        folder = Path(root) / "bg_challenge" / variant / "val" if test else train.with_name(variant)
-        paths, labels, classes = class_files(folder)
-        if len(classes) != 9 or (test and train.is_dir() and class_files(train)[2] != classes):
-            raise ValueError(f"expected {folder} to have the 9 classes of {train}, got {', '.join(classes)}")
-        super().__init__(paths, labels, tuple(name.split("_", 1)[-1] for name in classes),
-                         ((450,) * 9,) if test else (), [0] * len(paths), ("any background",))
-
-
 def read_table(path: Path, columns: tuple[str, ...], **options: object) -> pandas.DataFrame:
     """Columns of a CSV file as text, blank rows left out; options: as of `pandas.read_csv`."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing")
+    with path.open("rb") as file:
+        coding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # as spreadsheets export it
     try:
-        table = pandas.read_csv(path, dtype=object, keep_default_na=False, encoding="utf-8-sig",
+        table = pandas.read_csv(path, dtype=object, keep_default_na=False, encoding=coding,
                                 encoding_errors="surrogateescape", skipinitialspace=True, **options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -138,7 +120,10 @@ def read_table(path: Path, columns: tuple[str, ...], **options: object) -> panda
     if missing := [column for column in columns if column not in table]:
         raise ValueError(f"expected {path} to have the columns {', '.join(missing)}, got {', '.join(table.columns)}")
     table = table[list(columns)].apply(lambda column: column.str.strip())
-    return table[(table != "").any(axis=1)]
+    table = table[(table != "").any(axis=1)]
+    if (twice := table[columns[0]].duplicated()).any():
+        raise ValueError(f"expected {path} to have each {columns[0]} once, got {table[twice].iloc[0, 0]!r} twice")
+    return table
 
 
 def read_values(table: pandas.DataFrame, column: str, values: dict[str, object], file: Path) -> list:

@@ -19,14 +19,13 @@ SPLIT_SEED = 50  # paper
 VALIDATION = 0.2  # of the training images; paper
 
 
-def cifar10(split: str, view: View, root: Path, download: bool = True) -> Images:
+def cifar10(split: str, view: View, root: Path) -> Images:
     """A split of CIFAR-10 (Krizhevsky 2009): ten classes, 50,000 + 10,000 images of 32x32, checked by torchvision.
 
-    Raises:
-        DataUnavailable: it is not there, whole, and cannot be downloaded.
+    DataUnavailable: it is not there, whole, and cannot be downloaded.
     """
     try:
-        data = torchvision.datasets.CIFAR10(root, split != "test", download=download)
+        data = torchvision.datasets.CIFAR10(root, split != "test", download=True)
     except (OSError, RuntimeError, HTTPException) as error:
         raise DataUnavailable(f"CIFAR10 is not whole in {root / 'cifar-10-batches-py'} ({error!r}); run with a "
                               "network, which fetches it, or unpack cifar-10-python.tar.gz (170 MB) from "

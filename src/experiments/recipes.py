@@ -106,10 +106,6 @@ PHOTOS = (
         _PHOTOGRAPHS, dataset="CelebA", options={"view": View(218, 178), "test_view": View(224, 224)}, epochs=20,
         batch_size=512, augmentation=Augmentation(ratio=(1, 4 / 3))),
             "ERM worst group about 47 %, MaskTune about 78 % (paper)", finetune=_AS_ERM),
-    Setting("imagenet9", "Background Challenge", replace(
-        _PHOTOGRAPHS, dataset="ImageNet9", classes=9, augmentation=Augmentation(scale=(0.08, 1), jitter=0.1)),
-            "MaskTune original about 95.6 % (paper)", finetune=_AS_ERM,
-            test_sets=("original", "mixed_same", "mixed_rand")),
 )
 _SMALL = replace(  # ours, for two cores and an evening. Epochs, batch and LR have the best mean accuracy on the rebuilt
     # set's validation images, among `study.CANDIDATES`; by its worst group it would be 3 epochs

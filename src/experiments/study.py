@@ -235,7 +235,7 @@ def examples(setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str
     chosen = torch.cat([torch.nonzero(train.groups == group).flatten()[:2] for group in train.groups.unique()])
     images = pixels(train.images[chosen])
     heat = xgradcam(model, images.to(best_device())).cpu()
-    names = [train.group_names[group].replace(", ", "\non ") for group in train.groups[chosen]]
+    names = [train.group_names[group].replace(", ", ",\n") for group in train.groups[chosen]]
     return images, heat, hottest(heat), train.known[chosen], names
 
 

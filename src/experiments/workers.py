@@ -20,15 +20,11 @@ def side_by_side(work: Callable, tasks: Iterable, desc: str, processes: int | No
     """Yield `work(task)` for each task as it is done.
 
     Of several GPUs, each process has its own; several share one if so many are asked for. A single task, and all on a
-    single GPU, run in this process. Interrupted, it ends the other processes.
+    single GPU, run in this process. Interrupted, it ends the other processes. RuntimeError: a process has died; or this
+    is one of torchrun's, which would wait for each other.
 
-    Args:
-        work: a function that can be imported, of one argument.
-        processes: at a time; one for each GPU, or each core, if not given.
-        threads: of each process.
-
-    Raises:
-        RuntimeError: under torchrun, whose processes would wait for each other; or a process has died.
+    work: a function of one argument that can be imported; processes: at a time, one for each GPU, or each core, if not
+    given; threads: of each process.
     """
     if parallel.world() > 1:
         raise RuntimeError(f"{desc}: many small runs are done side by side; start them without torchrun")

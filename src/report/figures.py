@@ -24,6 +24,7 @@ COLOURS = dict(zip((*NAMES.values(), *TRAINING_SETS.values(), *QUIET), _CYCLE, s
 WRONG = "#d62728"
 HEAT = dict(cmap="inferno", vmin=0, vmax=1)
 MASK = dict(cmap="gray", vmin=0, vmax=1)
+WIDTH = 9  # inches, of the widest figures
 
 
 def animation(image: Tensor, heat: Tensor, mask: Tensor, lie: Tensor, maps: dict[int, Tensor],
@@ -33,7 +34,7 @@ def animation(image: Tensor, heat: Tensor, mask: Tensor, lie: Tensor, maps: dict
     A training image (3, H, W), its heat map (H, W) and mask (H, W) bool; a malicious image, its heat map by step of the
     one epoch, and the accuracy on such images, in [0, 1]. Returned as a display takes them: base64 by MIME type.
     """
-    figure, axes = plt.subplots(1, 6, figsize=(11.5, 2.5), dpi=80, width_ratios=(1, 1, 1, 1, 1, 1.7))
+    figure, axes = plt.subplots(1, 6, figsize=(WIDTH, 2), width_ratios=(1, 1, 1, 1, 1, 1.7))
     still = [(image, {}, "a training image"), (heat, HEAT, "where ERM looks"), (mask, MASK, "what is hidden"),
              (lie, {}, "a malicious image")]
     for axis, (picture, style, title) in zip(axes, still, strict=False):
@@ -63,15 +64,23 @@ def strip(rows: dict[str, Tensor], titles: dict[str, Sequence[object]] | None = 
     titles: of the pictures of a row. One of the form "label → prediction" is red where the two differ.
     """
     columns = len(next(iter(rows.values())))
-    figure, axes = plt.subplots(len(rows), columns, figsize=(1.3 * columns, 1.45 * len(rows)), squeeze=False)
+    side = min(1.2, WIDTH / columns)
+    figure, axes = plt.subplots(len(rows), columns, figsize=(side * columns, 1.12 * side * len(rows)), squeeze=False)
     for (name, pictures), line in zip(rows.items(), axes, strict=True):
         style = {} if pictures.dim() == 4 else MASK if pictures.dtype == torch.bool else HEAT
         for axis, picture, title in zip(line, pictures, (titles or {}).get(name, [""] * columns), strict=True):
             said = str(title).split("→")
             _show(axis, picture, style)
-            axis.set_title(title, fontsize=9, color="black" if said[0].strip() == said[-1].strip() else WRONG)
+            axis.set_title(title, color="black" if said[0].strip() == said[-1].strip() else WRONG)
         line[0].set_ylabel(name)
     return figure
+
+
+def jpeg(figure: Figure) -> bytes:
+    """A figure with photographs, which take several times as much as PNG; it is closed, so it is not shown twice."""
+    plt.close(figure)
+    figure.savefig(file := io.BytesIO(), format="jpeg", pil_kwargs={"quality": 85})
+    return file.getvalue()
 
 
 def arrows(*classes: Tensor, names: Sequence[str] = ("0-4", "5-9"), between: str = " → ") -> list[str]:
@@ -97,7 +106,7 @@ def forgetting(accuracies: dict[str, dict[int, float]], heat: dict[int, Tensor] 
 
     heat: the heat map (H, W) of one image after some of the steps, shown above them.
     """
-    figure, axis = plt.subplots(figsize=(8, 4 if heat else 3))
+    figure, axis = plt.subplots(figsize=(WIDTH, 4 if heat else 2.8))
     for name, seen in accuracies.items():
         axis.plot(seen.keys(), [100 * value for value in seen.values()], ".-", color=COLOURS[name], label=name)
     erm = 100 * next(iter(accuracies.values()))[0]
@@ -117,7 +126,7 @@ def forgetting(accuracies: dict[str, dict[int, float]], heat: dict[int, Tensor] 
 
 def mean_masks(shares: Tensor, classes: Sequence[str]) -> Figure:
     """How often each pixel is hidden, class by class: shares (classes, H, W) in [0, 1]."""
-    figure, axes = _grid(len(classes), 5, 3, 2.58)
+    figure, axes = _grid(len(classes), 5, WIDTH / 5, 1.7)
     for axis, often, name in zip(axes, shares, classes, strict=True):
         shown = _show(axis, often, dict(cmap="viridis", vmin=0, vmax=1), name)
     figure.colorbar(shown, ax=axes, label="share of images\nthat hide the pixel")
@@ -132,7 +141,7 @@ def panels(panels: dict[str, tuple[pandas.DataFrame, str]], names: dict[str, str
     value: the column of the accuracy; lines: references across all panels, in [0, 1]; chosen: the value of what varies
     that is used elsewhere, by column, set in bold.
     """
-    figure, axes = _grid(len(panels), 3, 4.1, 2.9, sharey=True)
+    figure, axes = _grid(len(panels), 3, WIDTH / min(3, len(panels)), 2.5, sharey=True)
     for axis, (title, (answers, vary)) in zip(axes, panels.items(), strict=True):
         ticks = answers[vary].unique().tolist()
         ticks = ticks if isinstance(ticks[0], str) else sorted(ticks)
@@ -147,7 +156,8 @@ def panels(panels: dict[str, tuple[pandas.DataFrame, str]], names: dict[str, str
             axis.plot(x + spread, percent, "o", color=COLOURS[names[name]], markersize=3.5)
         for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
             axis.axhline(100 * level, color="0.35", linewidth=1.1, linestyle=style)
-            axis.text(len(ticks) - 0.62, 100 * level + 1, name, fontsize=8, ha="right", color="0.35")
+            if axis in axes[2::3]:  # beside the last panel of a row: within, it would hide dots
+                axis.annotate(f" {name}", (1, 100 * level), xycoords=("axes fraction", "data"), va="center")
         axis.set(title=title, ylim=(-4, 104), yticks=range(0, 101, 25), xlim=(-0.4, len(ticks) - 0.6))
         turned = dict(rotation=30, ha="right") if max(len(str(one)) for one in ticks) > 8 else {}
         names_of = [str(NAMES.get(one, one)).replace("PlusPlus", "++") for one in ticks]
@@ -163,7 +173,7 @@ def panels(panels: dict[str, tuple[pandas.DataFrame, str]], names: dict[str, str
 
 def risk_curves(rows: pandas.DataFrame, title: str) -> Figure:
     """Error among the answers against coverage, one line a method: mean over seeds, and a band of one std."""
-    figure, axis = plt.subplots(figsize=(7, 4))
+    figure, axis = plt.subplots(figsize=(WIDTH, 4))
     looks = {"ERM": ("ERM", "-"), "two ERM seeds": ("ERM", "--"), "MaskTune alone": ("MaskTune", "--"),
              "ERM × MaskTune": ("MaskTune", "-")}
     for method, (whose, line) in looks.items():
@@ -192,8 +202,3 @@ def _show(axis: Axes, picture: Tensor, style: dict, title: str = ""):
     axis.spines[:].set_visible(False)
     picture = picture.detach().cpu().float().numpy()
     return axis.imshow(picture.transpose(1, 2, 0) if picture.ndim == 3 else picture, **style)
-
-
-def one_of_each_digit(digits: Tensor) -> Tensor:
-    """Indices (10,) of the first image of each digit: the same samples before and after."""
-    return torch.stack([torch.nonzero(digits == digit)[0, 0] for digit in range(10)])

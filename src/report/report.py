@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 import json
 import warnings
 from dataclasses import asdict, dataclass, field, fields
@@ -25,7 +24,6 @@ FEW, MANY = 0.001, 0.5  # shares of hidden pixels at which a repair is doubtful
 UNTOUCHED, SPOT = 0.1, 0.8  # shares of images: in which nothing is hidden; of a class, in which one pixel is
 SAMPLE = 500  # training images on which it is seen what the masks cost the old model, at least
 EXAMPLES, FIGURES = 10, 20  # images of the gallery; classes whose mean masks are drawn
-OUTCOMES = ("image", "heat before", "heat after")  # rows of the pictures of test images
 PERCENT = dict(index=False, float_format="{:.1%}".format, na_rep="")  # of tables
 
 
@@ -127,7 +125,7 @@ class Report:
         return {"verdict": self.verdict, **plain, **scores, "hidden_by_class": self.mean_masks.mean((1, 2)).tolist()}
 
     def pictures(self) -> dict[str, bytes]:
-        """PNG files by name: mean masks of the classes that hide most, and a gallery; a warning tells what fails."""
+        """JPEG files by name: mean masks of the classes that hide most, and a gallery; a warning tells what fails."""
         files = {}
         try:
             from . import figures  # here: training needs no matplotlib
@@ -137,33 +135,31 @@ class Report:
             for name, found in (("gallery", self.examples), ("tests", self.outcomes)):
                 if found:
                     labels, before, after, *rows = found
-                    short = [f"{i} {name}"[:13] for i, name in enumerate(self.classes)]  # numbers keep them apart
+                    short = [f"{i} {name}"[:12] for i, name in enumerate(self.classes)]  # numbers keep them apart
                     titles = figures.arrows(labels, before, after, names=short, between="\n→ ")
-                    rows = figures.explained(*rows) if name == "gallery" else dict(zip(OUTCOMES, rows, strict=True))
-                    made[name] = figures.strip(rows, {"image": titles})
-            for name, figure in made.items():
-                figures.plt.close(figure)  # the notebook would show it once more
-                figure.savefig(file := io.BytesIO(), format="png", dpi=70)
-                files[name] = file.getvalue()
+                    called = (list(self.before)[-1], "heat before", "heat after")
+                    rows = figures.explained(*rows) if name == "gallery" else dict(zip(called, rows, strict=True))
+                    made[name] = figures.strip(rows, {next(iter(rows)): titles})
+            files = {name: figures.jpeg(figure) for name, figure in made.items()}
         except Exception as error:  # no matplotlib, or a name that it cannot write: the numbers are worth more
             warnings.warn(f"the report lacks pictures: {type(error).__name__}: {error}", stacklevel=3)
         return files
 
     def save(self, folder: Path | str) -> None:
-        """Write `report.json` and PNG files into a new folder, or over an earlier report; else FileExistsError."""
+        """Write `report.json` and JPEG files into a new folder, or over an earlier report; else FileExistsError."""
         folder = Path(folder).expanduser()
         if folder.exists() and not (folder / "report.json").is_file():
             raise FileExistsError(f"expected {folder} to be free, or to hold an earlier report; use another name")
         write_whole(folder / "report.json", json.dumps(self.as_dict(), indent=1).encode())
         for name, content in self.pictures().items():
-            write_whole(folder / f"{name}.png", content)
+            write_whole(folder / f"{name}.jpg", content)
 
     def __repr__(self) -> str:
         return f"{self.verdict}\n{self.table().to_string(max_rows=40, **PERCENT)}\ncomputed by {self.computed_by}"
 
     def _repr_html_(self) -> str:
         said = f"<p>{html.escape(f'{self.verdict} Computed by {self.computed_by}. Title: class → before → after.')}</p>"
-        pictures = "".join(f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+        pictures = "".join(f'<img alt="{name}" src="data:image/jpeg;base64,{base64.b64encode(content).decode()}">'
                            for name, content in self.pictures().items())
         return said + self.table().to_html(**PERCENT) + pictures
 
@@ -190,22 +186,27 @@ def _examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks, fill: 
     """Of the first images of every class: labels, guesses before and after, images, heat, masks, what these leave."""
     labels, each = data.labels.cpu(), max(1, EXAMPLES // len(data.classes))
     chosen = torch.cat([torch.nonzero(labels == label).flatten()[:each] for label in labels.unique()])[:EXAMPLES]
-    images, hidden = data.images[chosen.to(data.images.device)], masks[chosen.to(masks.bits.device)].cpu()
-    before, after = (infer(model, images).argmax(1).cpu() for model in (old, new))
-    seen = pixels(images.to(next(old.parameters()).device))
-    return [labels[chosen], before, after, seen.cpu(), xgradcam(old, seen).cpu(), hidden,
-            pixels(images.cpu(), hidden, fill)]
+    images, hidden = _some(data, chosen), masks[chosen.to(masks.bits.device)].cpu()
+    guesses = [infer(model, images).argmax(1).cpu() for model in (old, new)]
+    return [labels[chosen], *guesses, *_seen(images, old), hidden, pixels(images.cpu(), hidden, fill)]
 
 
-def _outcomes(old: nn.Module, new: nn.Module, data: Images, guesses: Tensor) -> list[Tensor] | None:
+def _outcomes(old: nn.Module, new: nn.Module, data: Images, after: Tensor) -> list[Tensor] | None:
     """As `_examples`, of a test set: half repaired, half still wrong, and the heat before and after; None: neither."""
     some = torch.arange(0, len(data), max(1, len(data) // SAMPLE))
-    labels, after = data.labels.cpu()[some], guesses[some]
-    before = infer(old, data.images[some.to(data.images.device)]).argmax(1).cpu()
+    labels, before, after = data.labels.cpu()[some], infer(old, _some(data, some)).argmax(1).cpu(), after[some]
     repaired, wrong = (before != labels) & (after == labels), after != labels
     chosen = torch.cat([torch.nonzero(part).flatten()[:EXAMPLES // 2] for part in (repaired, wrong)])
     if not len(chosen):
         return None
-    seen = pixels(data.images[some[chosen].to(data.images.device)].to(next(old.parameters()).device))
-    heat = [xgradcam(model, seen).cpu() for model in (old, new)]
-    return [*(part[chosen] for part in (labels, before, after)), seen.cpu(), *heat]
+    return [*(part[chosen] for part in (labels, before, after)), *_seen(_some(data, some[chosen]), old, new)]
+
+
+def _some(data: Images, chosen: Tensor) -> Tensor:
+    return data.images[chosen.to(data.images.device)]
+
+
+def _seen(images: Tensor, *models: nn.Module) -> list[Tensor]:
+    """Images as floats, and where each of the models looks in them."""
+    seen = pixels(images.to(next(models[0].parameters()).device))
+    return [seen.cpu(), *(xgradcam(model, seen).cpu() for model in models)]
