@@ -141,7 +141,8 @@ def panels(panels: dict[str, tuple[pandas.DataFrame, str]], names: dict[str, str
     value: the column of the accuracy; lines: references across all panels, in [0, 1]; chosen: the value of what varies
     that is used elsewhere, by column, set in bold.
     """
-    figure, axes = _grid(len(panels), 3, WIDTH / min(3, len(panels)), 2.5, sharey=True)
+    columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
+    figure, axes = _grid(len(panels), columns, WIDTH / columns, 2.5, sharey=True)
     for axis, (title, (answers, vary)) in zip(axes, panels.items(), strict=True):
         ticks = answers[vary].unique().tolist()
         ticks = ticks if isinstance(ticks[0], str) else sorted(ticks)
@@ -156,7 +157,7 @@ def panels(panels: dict[str, tuple[pandas.DataFrame, str]], names: dict[str, str
             axis.plot(x + spread, percent, "o", color=COLOURS[names[name]], markersize=3.5)
         for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
             axis.axhline(100 * level, color="0.35", linewidth=1.1, linestyle=style)
-            if axis in axes[2::3]:  # beside the last panel of a row: within, it would hide dots
+            if axis in axes[columns - 1::columns]:  # beside the last panel of a row: within, it would hide dots
                 axis.annotate(f" {name}", (1, 100 * level), xycoords=("axes fraction", "data"), va="center")
         axis.set(title=title, ylim=(-4, 104), yticks=range(0, 101, 25), xlim=(-0.4, len(ticks) - 0.6))
         turned = dict(rotation=30, ha="right") if max(len(str(one)) for one in ticks) > 8 else {}
@@ -164,7 +165,7 @@ def panels(panels: dict[str, tuple[pandas.DataFrame, str]], names: dict[str, str
         axis.set_xticks(range(len(ticks)), names_of, **turned)
         for tick, label in zip(ticks, axis.get_xticklabels(), strict=True):
             label.set_fontweight("bold" if tick == (chosen or {}).get(vary) else "normal")
-    for axis in axes[::3]:
+    for axis in axes[::columns]:
         axis.set_ylabel(f"{COLUMNS.get(value, value)}, %")
     handles = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)))
