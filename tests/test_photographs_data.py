@@ -101,7 +101,7 @@ def test_the_corrected_metadata_of_waterbirds(tmp_path, monkeypatch, recwarn):
     ("txt", "1\nBald Blond_Hair Male\n1.jpg 1 -1\n", "1.jpg 0", "columns image_id, got Bald"),
     ("txt", "1\nBald Blond_Hair\n1.jpg 1 -1\n", "1.jpg 0", "columns Male"),
     ("txt", "Bald Blond_Hair Male\n1.jpg 1 -1 1\n", "1.jpg 0", "columns image_id, Blond_Hair"),
-    ("csv", "image_id,Blond_Hair,Male\n1.jpg,-1,1\n1.jpg,1,1\n", "image_id,partition\n1.jpg,0\n", "each image_id once")])
+    ("csv", "image_id,Blond_Hair,Male\n1.jpg,-1,1\n1.jpg,1,1\n", "image_id,partition\n1.jpg,0\n", "image_id once")])
 def test_lists_of_celeba_as_they_are_met(kind, attributes, partition, word, tmp_path):
     (tmp_path / f"list_attr_celeba.{kind}").write_text(attributes, encoding="utf-8")
     (tmp_path / f"list_eval_partition.{kind}").write_text(partition, encoding="utf-8")
