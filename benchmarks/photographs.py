@@ -33,7 +33,7 @@ def measure(name: str, side: int, precision: str, layout: str) -> dict:
     model = new_model(0, name)  # ours have channels that come last; what masktune() is given is mostly contiguous
     if layout == "contiguous":
         model = model.to(memory_format=torch.contiguous_format)
-    state = State(model, sgd(model, 0.9, 1e-4))
+    state = State(model, sgd(model.parameters(), 0.9, 1e-4))
     train, masks = [], []
     with Memory() as memory:
         for _ in range(1 + REPEATS):

@@ -28,7 +28,7 @@ def measure(name: str, n: int, side: int) -> dict:
     images = torch.randint(256, (n, 3, side, side), dtype=torch.uint8, generator=draw).to(best_device())
     labels = torch.randint(2, (n,), generator=draw).to(best_device())
     model = new_model(0, name)
-    state = State(model, sgd(model, 0.9, 1e-4))
+    state = State(model, sgd(model.parameters(), 0.9, 1e-4))
     few = min(n, 2 * BATCH[name])
     train_epoch(state, images[:few], labels[:few], lr=0.0, batch_size=BATCH[name], seed=0)
     find_masks(model, images[:few], batch_size=BATCH[name])

@@ -124,7 +124,7 @@ class Ours:
         self.tests, self.test_labels = tests.images.to(best_device()), tests.labels.to(best_device())
 
     def epoch(self, model: nn.Module, masks: Masks | None = None, **options: object) -> float:
-        state = State(model, sgd(model, MOMENTUM, WEIGHT_DECAY))
+        state = State(model, sgd(model.parameters(), MOMENTUM, WEIGHT_DECAY))
         return train_epoch(state, self.images, self.labels, masks=masks, lr=LR, batch_size=BATCH, seed=0, **options)[0]
 
     def find_masks(self, model: nn.Module, pictures: Tensor | None = None) -> Masks:

@@ -14,7 +14,7 @@ class Classifier(nn.Module):
     Args:
         model: takes (B, 3, H, W), or (B, 1, H, W) if its first convolution does, and gives logits: see `logits_of`. It
             is wrapped, not copied; what DataParallel, DDP or torch.compile put around it is left out.
-        layer: the module to be explained, or its name as in `model.named_modules()`: see `saliency.suggest_layers`.
+        layer: the module to be explained, or its name as in `model.named_modules()`: see `layers.suggest_layers`.
         mean, std: of each channel, for a model that expects normalised images; if not given, those that a model of timm
             names in its `pretrained_cfg`, else nothing is normalised.
         reshape_transform: makes maps (B, K, h, w) of the layer's output, as in the grad-cam library, if need be.
@@ -27,6 +27,8 @@ class Classifier(nn.Module):
                  std: Sequence[float] | None = None, reshape_transform: Callable[[Tensor], Tensor] | None = None
                  ) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"expected model to be a torch.nn.Module, got a {type(model).__name__}")
         model = unwrapped(model)
         names = [name for name, _ in model.named_modules() if name]
         layer = next((name for name, part in model.named_modules() if part is layer), layer)

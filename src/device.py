@@ -42,17 +42,17 @@ def prepare() -> None:
 
 @contextmanager
 def computing_on(device: torch.device) -> Iterator[None]:
-    """Compute on a device, exactly, and with gradients, whatever the caller has set, which is put back afterwards."""
-    utilities, cudnn = torch.utils.deterministic, torch.backends.cudnn
-    exact = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled, searched = utilities.fill_uninitialized_memory, cudnn.benchmark
+    """Compute on a device, the same bits each time, with gradients, whatever the caller has set; that is put back."""
+    memory, cudnn = torch.utils.deterministic, torch.backends.cudnn
+    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+              memory.fill_uninitialized_memory, cudnn.benchmark)
     with torch.inference_mode(False), torch.enable_grad(), torch.cuda.device(device if device.type == "cuda" else -1):
         try:
             prepare()
             yield
         finally:
-            torch.use_deterministic_algorithms(exact[0], warn_only=exact[1])
-            utilities.fill_uninitialized_memory, cudnn.benchmark = filled, searched
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            memory.fill_uninitialized_memory, cudnn.benchmark = before[2:]
 
 
 def keep_freed_memory(keep: bool) -> None:

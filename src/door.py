@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
@@ -43,9 +43,8 @@ def opened(model: nn.Module, data: object, tests: dict, layer: str, k: float, me
 
 def _data_sets(data: object, tests: dict) -> dict[str, Images]:
     """The training set as "train" and the test sets by name, their labels mapped to its classes by name."""
-    if not isinstance(tests, dict) or "train" in tests or not all(isinstance(name, str) for name in tests):
-        names = list(tests) if isinstance(tests, dict) else f"a {type(tests).__name__}"
-        raise TypeError(f"expected tests as a dict of data sets by name, strings but for 'train', got {names}")
+    if not isinstance(tests, dict) or "train" in tests:
+        raise TypeError(f"expected tests as a dict of data sets by names but 'train', got a {type(tests).__name__}")
     sets: dict[str, Images] = {}
     for name, one in {"train": data, **tests}.items():
         with step(f"tests[{name!r}]" if sets else "the training set"):
@@ -59,14 +58,13 @@ def _data_sets(data: object, tests: dict) -> dict[str, Images]:
 
 def _working_copy(model: nn.Module, *options) -> Classifier:
     """A copy to work on, half precision widened, in the modes in which it is to be trained: see `masktune`."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected model to be a torch.nn.Module, got a {type(model).__name__}")
+    wrapped = Classifier(model, *options)
     tensors = (*model.parameters(), *model.buffers())
     if any(isinstance(tensor, nn.UninitializedParameter) or tensor.is_meta for tensor in tensors):
         raise ValueError("expected a model with weights, got lazy layers or some on the meta device; load them first")
     if quantised := [name for name, part in model.named_modules() if "quantized" in type(part).__module__]:
         raise ValueError(f"expected layers that can learn, got quantised ones: {', '.join(quantised[:5])}")
-    copy = copied(Classifier(model, *options))
+    copy = copied(wrapped)
     if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in copy.parameters()):
         copy.float()  # such weights are too coarse for small updates
     if not copy.training:
@@ -158,8 +156,9 @@ def _untouched(given: nn.Module) -> Iterator[None]:
         for weight, gradient in gradients:
             weight.grad = gradient
         for buffer, before in buffers:
-            changed |= not torch.equal(buffer, before)
-            buffer.data.copy_(before)
+            if not torch.isclose(buffer, before, rtol=0, atol=0, equal_nan=True).all():
+                changed = True
+                buffer.data.copy_(before)
     if changed:
         raise ValueError("expected a model whose copy works on its own, got one whose forward, replaced by a function, "
                          "goes on with the given model; define forward in a class. It is as it was")
@@ -172,7 +171,8 @@ def step(name: str, *suggest_for: object) -> Iterator[None]:
         yield
     except Exception as error:  # a model, an optimizer and a data set can fail in any way
         kind = "" if isinstance(error, (TypeError, ValueError)) else f"{type(error).__name__}: "
-        advice = f"; suggest_layers finds {suggest_layers(*suggest_for)}" if suggest_for else ""
-        if isinstance(error, torch.OutOfMemoryError):
-            advice = "; lower batch_size=, or pass precision='bf16'"
+        advice = "; lower batch_size=, or pass precision='bf16'" if isinstance(error, torch.OutOfMemoryError) else ""
+        if suggest_for and not advice:
+            with suppress(Exception):  # the error at hand is the one to be told
+                advice = f"; suggest_layers finds {suggest_layers(*suggest_for)}"
         raise ValueError(f"{name}: {kind}{error}{advice}") from error

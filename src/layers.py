@@ -16,7 +16,7 @@ from .masks import Masks
 from .saliency import heat_of
 
 SMALLEST = 4  # positions along each side of a map that can single out a spot
-TRIED = 12  # layers whose masks are applied, shared among the sizes of maps
+TESTED, TRIED = 3, 12  # layers with outputs alike; and those whose masks are applied, shared among the sizes of maps
 LOOKED_AT, AT_ONCE = 64, 8  # images
 
 
@@ -43,7 +43,7 @@ def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | Non
     device = next((weight.device for weight in model.model.parameters()), images.device)
     inputs = layout.probe(tuple(images.shape[2:]), device).requires_grad_()
     layers = {name: part for name, part in model.model.named_modules() if name and not isinstance(part, nn.Identity)}
-    with evaluating(model), torch.enable_grad():
+    with torch.inference_mode(False), evaluating(model), torch.enable_grad():
         try:
             outputs, logits = layout.outputs_of(model, layers, inputs)
         except Exception as error:  # a model can fail in any way
@@ -59,15 +59,16 @@ def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | Non
             return (tuple(maps.shape[2:]), found[1]) if good and min(maps.shape[2:]) >= SMALLEST else None
 
         ranks = _ranks(outputs, logits)
-        readings: dict[torch.Size, tuple | None] = {}  # of outputs alike, one is tested, which takes eight gradients
+        tested: dict[torch.Size, list] = {}  # of outputs alike, until one is a map: a test takes eight gradients
         sizes: dict[tuple[int, int], dict[str, layout.Reading]] = {}
         for name in sorted(ranks, key=ranks.get):
             shape = outputs[name].shape
-            if len(sizes.get(tuple(shape[2:]), ())) < TRIED and shape not in readings:
-                readings[shape] = map_of(name)
-            if found := readings.get(shape):
+            alike = tested.setdefault(shape, [])
+            if len(alike) < TESTED and not any(alike) and len(sizes.get(tuple(shape[2:]), ())) < TRIED:
+                alike.append(map_of(name))
+            if found := next(filter(None, alike), None):
                 sizes.setdefault(found[0], {})[name] = found[1]
-        each, some = TRIED // max(1, len(sizes)), images[::max(1, len(images) // LOOKED_AT)].to(device)
+        each, some = max(1, TRIED // max(1, len(sizes))), images[::max(1, len(images) // LOOKED_AT)].to(device)
         best = {}
         for size, found in sizes.items():
             names = list(found)
@@ -82,12 +83,11 @@ def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | Non
 
 def _ranks(outputs: dict[str, Tensor], logits: Tensor) -> dict[str, tuple]:
     """Of the layers on whose output the logits depend: which is preferred, least first, where all else is equal."""
-    gradients: tuple = (None,) * len(outputs)
-    if logits.requires_grad and outputs:
-        gradients = torch.autograd.grad(logits.amax(1).sum(), list(outputs.values()), retain_graph=True,
-                                        allow_unused=True)
+    if not (logits.requires_grad and outputs):
+        return {}
+    gradients = torch.autograd.grad(logits.amax(1).sum(), list(outputs.values()), retain_graph=True, allow_unused=True)
     used = [name for name, gradient in zip(outputs, gradients, strict=True) if gradient is not None
-            and gradient[:, max(layout.PREFIXES) if gradient.dim() == 3 else 0:].any()]
+            and (gradient[:, max(layout.PREFIXES):] if gradient.dim() == 3 else gradient).any()]
     shapes: dict[torch.Size, list[str]] = {}
     for name in used:
         shapes.setdefault(outputs[name].shape, []).append(name)

@@ -63,7 +63,7 @@ def outputs_of(model: nn.Module, layers: dict[str, nn.Module], images: Tensor) -
         for handle in handles:
             handle.remove()
     return {name: made[0] for name, made in calls.items() if len(made) == 1 and isinstance(made[0], Tensor)
-            and made[0].requires_grad and len(made[0]) == len(images)}, logits
+            and made[0].requires_grad and made[0].is_floating_point() and made[0].shape[:1] == images.shape[:1]}, logits
 
 
 def follows_quarters(maps: Tensor, images: Tensor) -> tuple[float, float]:

@@ -103,7 +103,7 @@ def reader(model: nn.Module, layer: nn.Module, size: tuple[int, int]) -> layout.
         found = layout.reading_of(made[""], images) if made else None
     if found is None:
         raise ValueError("expected a layer that the model calls once, whose output is a map of the image, got one of "
-                         f"{type(layer).__name__}, which {'does not follow it' if made else 'is not'}; {ADVICE}")
+                         f"{type(layer).__name__}, which {'does not follow it' if made else 'it does not'}; {ADVICE}")
     return found[1]
 
 

@@ -1,6 +1,6 @@
 """Train for one epoch: the same code on CUDA and on a CPU, in one process or several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,8 @@ from .seeding import epoch_order, seeded
 from .state import State
 
 
-def sgd(model: nn.Module | list[nn.Parameter], momentum: float, weight_decay: float) -> torch.optim.SGD:
+def sgd(weights: Iterable[nn.Parameter], momentum: float, weight_decay: float) -> torch.optim.SGD:
     """SGD whose LR is written by `train_epoch`; 0 until then, so that none is applied by accident."""
-    weights = model.parameters() if isinstance(model, nn.Module) else model
     return torch.optim.SGD(weights, lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True)
 
 

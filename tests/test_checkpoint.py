@@ -41,7 +41,7 @@ def stage(path, config=None, epochs=2, **more):
     """A stage of one weight, whose `advance` returns what is given; and how often it was called."""
     def fresh() -> State:
         model = torch.nn.Linear(1, 1)
-        return State(model, sgd(model, 0.9, 0))
+        return State(model, sgd(model.parameters(), 0.9, 0))
 
     trained = []
     return load_or_run(path, config or {}, epochs, fresh, lambda state: trained.append(0) or more), len(trained)

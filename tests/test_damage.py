@@ -67,7 +67,7 @@ def test_every_damaged_file_is_refused_and_left_alone(tmp_path):
 
     def fresh() -> State:
         model = SmallCNN()
-        return State(model, sgd(model, 0.9, 1e-4))
+        return State(model, sgd(model.parameters(), 0.9, 1e-4))
 
     def advance(state: State) -> dict[str, float]:
         trained.append(state.epoch)

@@ -176,3 +176,44 @@ def test_models_that_a_plain_copy_or_check_does_not_stand_and_in_any_precision(m
     model.stream = (i for i in range(3))
     with pytest.raises(ValueError, match="generator"):
         copied(model)
+
+
+class Mixed(nn.Module):
+    """A convolution whose map follows the image, then two modules of the same output that do not, or give none."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.good = nn.Conv2d(3, 8, 3, 4, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last, self.head = last, nn.Linear(8, 1)
+
+    def forward(self, images):
+        return self.head(self.last(self.good(self.stem(images).relu()).relu()).mean((2, 3))).flatten()
+
+
+class Everywhere(nn.Module):
+    """Each position sees the whole image; on the way, a loss of no dimension and complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss, self.waves = (Function(function) for function in (torch.mean, torch.fft.rfft2))
+
+    def forward(self, maps):
+        mixed = torch.einsum("bkhw,hwij->bkij", maps, torch.linspace(-1, 1, 16 ** 4).view(16, 16, 16, 16).cos())
+        return mixed + self.loss(maps) + self.waves(maps).abs().mean()
+
+
+class Function(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, maps):
+        return self.function(maps)
+
+
+def test_a_layer_is_suggested_whatever_the_others_give():
+    torch.manual_seed(0)
+    assert suggest_layers(Mixed(Everywhere()), images(6, 64).images) == [("good", (16, 16))]
+    many = nn.Sequential(*(part for i in range(14) for part in (nn.Conv2d(8 if i else 3, 8, 3), nn.ReLU())),
+                         nn.Flatten(), nn.Linear(8 * 36 ** 2, 2))
+    assert len(suggest_layers(many, images(6, 64).images)) == 14  # more sizes than layers that may be tried

@@ -86,7 +86,7 @@ def test_an_epoch_takes_them_and_names_what_it_cannot_take():
 
     def epoch(**options) -> dict:
         torch.manual_seed(0)
-        state = State(model := SmallCNN(), sgd(model, 0.9, 0))
+        state = State(model := SmallCNN(), sgd(model.parameters(), 0.9, 0))
         train_epoch(state, images, options.pop("labels", labels), lr=0.01, batch_size=4, seed=0,
                     masks=HIDDEN[:, :28, :28], **options)
         return model.state_dict()

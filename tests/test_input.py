@@ -49,13 +49,13 @@ def test_bad_input_is_named_before_anything_is_trained(use, name, value, said):
     given = dict(lr=0.01, batch_size=4, seed=0, labels=LABELS) if trains else {}
     given |= {"images": FLOATS if use is xgradcam else IMAGES, "images" if name == "pixels" else name: value}
     with pytest.raises((TypeError, ValueError), match=said):
-        use(State(model, sgd(model, 0.9, 1e-4)) if trains else model, **given)
+        use(State(model, sgd(model.parameters(), 0.9, 1e-4)) if trains else model, **given)
     assert all(torch.equal(before[key], one) for key, one in model.state_dict().items())
 
 
 def test_batches_of_one_join_others_or_are_refused_where_batchnorm_cannot_take_them():
     model = SmallCNN()
-    state = State(model, sgd(model, 0.9, 1e-4))
+    state = State(model, sgd(model.parameters(), 0.9, 1e-4))
     train_epoch(state, torch.cat([IMAGES, IMAGES])[:9], torch.cat([LABELS, LABELS])[:9], lr=0.01, batch_size=4, seed=0)
     assert state.model.backbone[1].num_batches_tracked == 2
     for n, batch_size in ((1, 4), (8, 1)):

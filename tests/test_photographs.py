@@ -100,8 +100,8 @@ def test_pixels_are_hidden_before_the_view_is_cropped():
     """The augmentation gets images whose hidden pixels are black already, exactly where the mask says."""
     images, labels = torch.full((4, 3, 28, 28), 200, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
     masks, given, model = torch.rand(4, 28, 28) > 0.5, [], new_model(0)
-    train_epoch(State(model, sgd(model, 0.9, 0)), images, labels, lr=0.01, batch_size=4, seed=0, masks=masks,
-                augmentation=lambda inputs: given.append(inputs.clone()) or inputs)
+    train_epoch(State(model, sgd(model.parameters(), 0.9, 0)), images, labels, lr=0.01, batch_size=4, seed=0,
+                masks=masks, augmentation=lambda inputs: given.append(inputs.clone()) or inputs)
     assert torch.equal((given[0] == 0).all(1), masks[epoch_order(4, 0, 0)])
 
 

@@ -30,7 +30,7 @@ def test_the_lr_in_force_is_the_schedules(run, setting):
 def test_two_epochs_equal_a_plain_loop(train, options):
     """Of PyTorch's own SGD, on batches cut by hand; the model arrives in eval mode."""
     ours, theirs, plain = (new_model(1) for _ in range(3))
-    state = State(ours.eval(), sgd(ours, 0.9, 1e-4))
+    state = State(ours.eval(), sgd(ours.parameters(), 0.9, 1e-4))
     images, labels = train.images[:100], train.labels[:100]
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     for epoch in range(2):
@@ -48,7 +48,7 @@ def test_two_epochs_equal_a_plain_loop(train, options):
         assert (loss, right) == tuple(pytest.approx(sum(each) / 100, rel=1e-3) for each in zip(*met, strict=True))
     for name, value in ours.state_dict().items():
         torch.testing.assert_close(value, theirs.state_dict()[name], rtol=1e-4, atol=1e-5)
-    train_epoch(State(plain, sgd(plain, 0.9, 1e-4)), images, labels, lr=0.01, batch_size=32, seed=1)
+    train_epoch(State(plain, sgd(plain.parameters(), 0.9, 1e-4)), images, labels, lr=0.01, batch_size=32, seed=1)
     assert not same(plain, ours)
 
 
@@ -101,8 +101,8 @@ def test_bf16_trains_to_nearly_the_same_weights(train):
     moved, start = {}, new_model(0).state_dict()
     for precision in ("fp32", "bf16"):
         model = new_model(0)
-        train_epoch(State(model, sgd(model, 0.9, 0)), train.images[:96], train.labels[:96], lr=0.01, batch_size=32,
-                    seed=0, precision=precision)
+        train_epoch(State(model, sgd(model.parameters(), 0.9, 0)), train.images[:96], train.labels[:96], lr=0.01,
+                    batch_size=32, seed=0, precision=precision)
         moved[precision] = torch.cat([(value - start[name]).flatten() for name, value in model.named_parameters()])
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert 0 < (moved["bf16"] - moved["fp32"]).norm() < 0.2 * moved["fp32"].norm()

@@ -38,8 +38,7 @@ def load(name: str, part: str = "train", *, root: Path | str = "data", seed: int
         options: those of `SpuriousMNIST`, `SpuriousDigits` and `SpuriousImagenette`.
 
     Raises:
-        ValueError, FileNotFoundError, DataUnavailable: an unknown name or part, or a picture is not readable; files are
-            missing, and the message says which, and where they are from.
+        ValueError, FileNotFoundError, DataUnavailable: an unknown name or part, no readable picture, files missing.
     """
     _check(name, part)
     root = Path(root)

@@ -58,7 +58,7 @@ def load_folder(root: Path | str, side: int | tuple[int, int], classes: Sequence
                 cache: Path | str | None = None) -> Images:
     """Load `root/class/*.jpg` (or png, ...) and folders within: scaled to fill the frame, the middle cut out.
 
-    Hidden files and folders are passed over, and links to other classes; files of other endings, with a warning.
+    Hidden files and folders are passed over, and other classes within one; files of other endings, with a warning.
     Classes are in the order of their names as strings, as torchvision's `ImageFolder` has them.
 
     Args:
@@ -67,8 +67,7 @@ def load_folder(root: Path | str, side: int | tuple[int, int], classes: Sequence
         cache: a file to decode into, once and in parallel, and to map the images from; see `cached`.
 
     Raises:
-        FileNotFoundError, ValueError: there are no class folders with images, one is not among `classes`, or a file is
-            no readable image; it is named.
+        FileNotFoundError, ValueError: no class folders with images, one not among `classes`, no readable image.
         FileExistsError: `cache` names a file of another kind, which is left as it is.
     """
     paths, labels, found = class_files(root, classes)

@@ -61,7 +61,7 @@ def new_optimizer(model: nn.Module, erm: Erm) -> torch.optim.Optimizer:
     """A recipe's optimizer of a model; its LR is written by `train_epoch`."""
     if erm.optimizer == "Adam":
         return torch.optim.Adam(model.parameters(), lr=0.0, weight_decay=erm.weight_decay, fused=True)
-    return sgd(model, erm.momentum, erm.weight_decay)
+    return sgd(model.parameters(), erm.momentum, erm.weight_decay)
 
 
 def erm_path(places: Places, setting: Setting, seed: int) -> Path:

@@ -23,7 +23,7 @@ from ..saliency import xgradcam
 FEW, MANY = 0.001, 0.5  # shares of hidden pixels at which a repair is doubtful
 UNTOUCHED, SPOT = 0.1, 0.8  # shares of images: in which nothing is hidden; of a class, in which one pixel is
 SAMPLE = 500  # training images on which it is seen what the masks cost the old model, at least
-EXAMPLES, FIGURES = 10, 20  # images of the gallery; classes whose mean masks are drawn
+EXAMPLES, FIGURES = 8, 20  # images of the gallery; classes whose mean masks are drawn
 PERCENT = dict(index=False, float_format="{:.1%}".format, na_rep="")  # of tables
 
 
@@ -140,7 +140,8 @@ class Report:
                     called = (list(self.before)[-1], "heat before", "heat after")
                     rows = figures.explained(*rows) if name == "gallery" else dict(zip(called, rows, strict=True))
                     made[name] = figures.strip(rows, {next(iter(rows)): titles})
-            files = {name: figures.jpeg(figure) for name, figure in made.items()}
+            for name, figure in made.items():
+                files[name] = figures.jpeg(figure)
         except Exception as error:  # no matplotlib, or a name that it cannot write: the numbers are worth more
             warnings.warn(f"the report lacks pictures: {type(error).__name__}: {error}", stacklevel=3)
         return files
