@@ -33,7 +33,7 @@ BASE: Row = {  # MaskTune as the paper has it; LR, layer, ERM's epochs and the r
 }
 DATA = ("background", "place", "side", "opacity", "marks")  # options of data sets that a condition may change
 SEEDS = (0, 1, 2)  # of every question but those of `ALL_SEEDS`, which take all
-ALL_SEEDS = ("results", "benchmark", "holes", "large", "price")
+ALL_SEEDS = ("results", "benchmark", "holes", "price")
 REMEDIES: list[Row] = [{"decoys": True}, {"grow": GROW}, {"fill": "smooth"}, {"grow": GROW, "decoys": True},
                        {"grow": GROW, "decoys": True, "fill": "smooth"}]
 REPAIRS: list[Row] = [{"method": "masktune", **remedy} for remedy in ({}, *REMEDIES)]
