@@ -62,7 +62,7 @@ def mnist():
     yield f"at {means[0]}% (1% random), {means[1]}% (by digit) and {means[2]}% (none conflicting)"
     yield f"lowest runs are {lowest[0]}%, {lowest[1]}% and {lowest[2]}%"
     blind = rows[(rows["setting"] == "mnist-none") & (rows["method"] == "erm")]
-    assert (blind[["0-4, no square", "5-9, no square"]] == (0, 1)).all(axis=None)
+    assert (blind["0-4, no square"].max(), blind["5-9, no square"].min()) == (0, 1)
     yield "every image without a square is 5-9 to ERM"
     covered = rows[rows["method"] == "randmask"].groupby("setting")[f"known_hidden{SHORTCUT}"].mean()
     assert {percent(share, 0) for share in covered} == {"5"}
