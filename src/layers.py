@@ -69,16 +69,16 @@ def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | Non
             if found := next(filter(None, alike), None):
                 sizes.setdefault(found[0], {})[name] = found[1]
         each, some = max(1, TRIED // max(1, len(sizes))), images[::max(1, len(images) // LOOKED_AT)].to(device)
+        chosen = {size: names[:each // 2] + names[each // 2::math.ceil(2 * len(names) / each)]
+                  for size, names in ((size, list(found)) for size, found in sizes.items())}
+        wanted = {name: sizes[size][name] for size, names in chosen.items() for name in names}
+        worths = worth(model, some, wanted) if wanted else {}
         best = {}
-        for size, found in sizes.items():
-            names = list(found)
-            names = names[:each // 2] + names[each // 2::math.ceil(2 * len(names) / each)]
-            worths = worth(model, some, {name: found[name] for name in names})
-            least = 2 / 3 * max(worths.values())  # what lies above is no difference: the preferred one is taken
-            names.sort(key=lambda name: worths[name] < least)
-            if name := next(filter(map_of, names), None):
-                best[size] = worths[name], name
-    return [(best[size][1], size) for size in sorted(best, key=lambda size: (-best[size][0], math.prod(size)))]
+        for size, names in chosen.items():
+            least = 2 / 3 * max(map(worths.get, names))  # what lies above is no difference: the preferred one is taken
+            if name := next(filter(map_of, sorted(names, key=lambda name: worths[name] < least)), None):
+                best[name] = size
+    return sorted(best.items(), key=lambda found: (-worths[found[0]], math.prod(found[1])))
 
 
 def _ranks(outputs: dict[str, Tensor], logits: Tensor) -> dict[str, tuple]:

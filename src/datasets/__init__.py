@@ -1,4 +1,4 @@
-"""The data sets: one `load` for all of them, by name, or what is missing of one."""
+"""The data sets: one `load` for all of them, by name."""
 
 from functools import partial
 from pathlib import Path

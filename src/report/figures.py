@@ -77,7 +77,7 @@ def strip(rows: dict[str, Tensor], titles: dict[str, Sequence[object]] | None = 
 
 
 def jpeg(figure: Figure) -> bytes:
-    """A figure with photographs, which take several times as much as PNG; it is closed, so it is not shown twice."""
+    """The JPEG of a figure with photographs, which as PNG would be large; it is closed, so it is not shown twice."""
     plt.close(figure)
     figure.savefig(file := io.BytesIO(), format="jpeg", pil_kwargs={"quality": 85})
     return file.getvalue()
