@@ -33,7 +33,7 @@ BASE: Row = {  # MaskTune as the paper has it; LR, layer, ERM's epochs and the r
 }
 DATA = ("background", "place", "side", "opacity", "marks")  # options of data sets that a condition may change
 SEEDS = (0, 1, 2)  # of every question but those of `ALL_SEEDS`, which take all
-ALL_SEEDS = ("results", "benchmark", "holes", "price")
+ALL_SEEDS = ("results", "benchmark", "holes", "large", "price")
 REMEDIES: list[Row] = [{"decoys": True}, {"grow": GROW}, {"fill": "smooth"}, {"grow": GROW, "decoys": True},
                        {"grow": GROW, "decoys": True, "fill": "smooth"}]
 REPAIRS: list[Row] = [{"method": "masktune", **remedy} for remedy in ({}, *REMEDIES)]
@@ -54,7 +54,7 @@ ON_SQUARES: dict[str, list[Row]] = {
     "iterations": [{}] + [{"iteration": i, "accumulate": accumulate} for accumulate in (False, True) for i in (2, 3)],
     "ratio": [{"method": method, "ratio": ratio, "erm_epochs": 10} for ratio in RATIOS for method in ("erm",
                                                                                                       "masktune")],
-    "holes": REMEDIES + [{**REMEDIES[-2], "order": order} for order in range(1, 5)],
+    "holes": [{**remedy, "order": order} for remedy in REMEDIES for order in range(5)],
 }
 ON_BACKGROUNDS: dict[str, list[Row]] = {
     "holes": [{**data, **change, "order": order}
