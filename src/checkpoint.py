@@ -43,7 +43,7 @@ def load_or_run(path: Path, config: dict, epochs: int, fresh: Callable[[], State
         CheckpointError, OSError: the file is of something else, damaged, or cannot be written; it is left as it is.
         FloatingPointError: the loss or the weights are no longer finite; the file on disk is from before.
     """
-    name, leads = f"{path.parent.name}/{path.stem}", parallel.leads()
+    name, leads = f"{path.parent.name}/{path.stem}", parallel.rank() == 0
     state = fresh()
     _resume(state, path, config, epochs)  # without the lock: what is finished is loaded from a read-only folder, too
     if parallel.total(torch.tensor(int(state.epoch == epochs))) == parallel.world():  # all saw it finished

@@ -37,6 +37,8 @@ class Classifier(nn.Module):
                              f"{', '.join(names[:9])}, ...; suggest_layers(model, images) lists good ones")
         if (mean is None) != (std is None):
             raise ValueError(f"expected mean and std, or neither, got {mean=} and {std=}")
+        if isinstance(model, Classifier) and mean is not None:
+            raise ValueError("expected mean and std once, got them beside a Classifier, which normalises by its own")
         if mean is None:
             known = getattr(model, "pretrained_cfg", None)
             mean, std = (known[name] for name in ("mean", "std")) if isinstance(known, dict) else ((0,), (1,))

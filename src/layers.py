@@ -38,7 +38,7 @@ def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | Non
         TypeError, ValueError: the model or the images are not of that kind.
     """
     check_images(images)
-    if not isinstance(model, Classifier):
+    if not isinstance(model, Classifier) or (mean, std) != (None, None):
         model = Classifier(model, None, mean, std)
     device = next((weight.device for weight in model.model.parameters()), images.device)
     inputs = layout.probe(tuple(images.shape[2:]), device).requires_grad_()
@@ -75,7 +75,8 @@ def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | Non
         worths = worth(model, some, wanted) if wanted else {}
         best = {}
         for size, names in chosen.items():
-            least = 2 / 3 * max(map(worths.get, names))  # what lies above is no difference: the preferred one is taken
+            names = [name for name in names if name in worths]
+            least = 2 / 3 * max(map(worths.get, names), default=0)  # what lies above is no difference: preferred goes
             if name := next(filter(map_of, sorted(names, key=lambda name: worths[name] < least)), None):
                 best[name] = size
     return sorted(best.items(), key=lambda found: (-worths[found[0]], math.prod(found[1])))
@@ -107,12 +108,14 @@ def worth(model: Classifier, images: Tensor, layers: dict[str, layout.Reading], 
     for few in images.split(AT_ONCE):
         outputs, logits = layout.outputs_of(model, parts, pixels(few).requires_grad_())
         guesses.append(logits.argmax(1))
-        gradients = torch.autograd.grad(logits.amax(1).sum(), [outputs[name] for name in layers])
-        for (name, read), gradient in zip(layers.items(), gradients, strict=True):
-            hidden[name].append(hottest(heat_of(read(outputs[name].detach()), read(gradient), images.shape[2:]), k))
+        parts = {name: parts[name] for name in outputs}  # without those that a model calls for some images alone
+        gradients = outputs and torch.autograd.grad(logits.amax(1).sum(), list(outputs.values()), allow_unused=True)
+        for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
+            read, gradient = layers[name], torch.zeros_like(output) if gradient is None else gradient
+            hidden[name].append(hottest(heat_of(read(output.detach()), read(gradient), images.shape[2:]), k))
     found = {}
-    for name, masks in hidden.items():
-        masks = grown(Masks.of(torch.cat(masks)), GROW)
+    for name in parts:
+        masks = grown(Masks.of(torch.cat(hidden[name])), GROW)
         changed = infer(model, images, masks, fill="smooth").argmax(1) != torch.cat(guesses)
         found[name] = changed.double().mean().item() / max(masks.share(), 0.01)  # of a few pixels, one would decide
     return found

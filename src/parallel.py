@@ -40,18 +40,13 @@ def world() -> int:
 
 
 def rank() -> int:
-    """Which of them this is."""
+    """Which of them this is; the first, 0, prints and writes."""
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def leads() -> bool:
-    """Whether this is the process that prints and writes."""
-    return rank() == 0
 
 
 def bars() -> bool:
     """Whether this process shows progress bars: not beside others, nor where tqdm's own variable forbids it."""
-    return leads() and not os.environ.get("TQDM_DISABLE")
+    return rank() == 0 and not os.environ.get("TQDM_DISABLE")
 
 
 def wait() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 if "gpu" not in sys.argv:  # `-m gpu` runs on a real one; all else must not depend on what is there
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait for a core that another test uses do not spin
 
 import pytest
 import torch

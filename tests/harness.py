@@ -121,7 +121,7 @@ def main(folder: Path, killed: str = "") -> None:
     own = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).double()
     own, report = masktune(own, replace(data, groups=None), layer="1", lr=0.1, batch_size=32, iterations=2,
                            augment=Augmentation(side=28), tests={"again": data})
-    if parallel.leads():
+    if parallel.rank() == 0:
         repaired = own.state_dict(), report.hidden, report.after["again"].average
         torch.save((seen, repaired), folder.with_suffix(".found"))
     if killed:

@@ -144,7 +144,7 @@ def photographs():
            f"{sharp[3]}% in the others)")
     yield f"at 0.01 it ends at {percent(of(asked['lr'], 'worst', method='masktune', lr=0.01).mean())}%"
     fill, ours = asked["fill"], asked["ours"]
-    black, other = (of(fill, "worst", method="rest hidden", fill=one) for one in questions.FILLS)
+    black, other = (of(fill, "worst", method="rest hidden", fill=one) for one in ("black", "other"))
     yield (f"the background black it ends at {percent(black.mean())}%, with pixels of other images at "
            f"{mean_std(other)}%")
     kept = percent(of(fill, "worst", method="masktune", fill="other").mean())

@@ -204,6 +204,13 @@ class Everywhere(nn.Module):
         return mixed + self.loss(maps) + self.waves(maps).abs().mean()
 
 
+class Picky(Mixed):
+    def forward(self, images):  # normalised ones alone; and its last module is for two of them alone
+        assert images.amin() < 0
+        maps = self.good(self.stem(images).relu()).relu()
+        return self.head((self.last(maps) if len(images) == 2 else maps).mean((2, 3))).flatten()
+
+
 class Function(nn.Module):
     def __init__(self, function) -> None:
         super().__init__()
@@ -216,6 +223,10 @@ class Function(nn.Module):
 def test_a_layer_is_suggested_whatever_the_others_give():
     torch.manual_seed(0)
     assert suggest_layers(Mixed(Everywhere()), images(6, 64).images) == [("good", (16, 16))]
+    picky, normalisation = Picky(nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())), {"mean": (0.5,), "std": (0.2,)}
+    assert suggest_layers(picky, images(6, 64).images, **normalisation) == [("good", (16, 16))]
+    with pytest.raises(ValueError, match="normalises by its own"):
+        suggest_layers(Classifier(picky, None, **normalisation), images(6, 64).images, **normalisation)
     many = nn.Sequential(*(part for i in range(14) for part in (nn.Conv2d(8 if i else 3, 8, 3), nn.ReLU())),
                          nn.Flatten(), nn.Linear(8 * 36 ** 2, 2))
     assert len(suggest_layers(many, images(6, 64).images)) == 14  # more sizes than layers that may be tried

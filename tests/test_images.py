@@ -30,9 +30,6 @@ def folder(tmp_path):
     return tmp_path / "train"
 
 
-# folders
-
-
 def test_what_is_hidden_or_left_by_a_system_is_passed_over_and_nothing_is_read_twice(folder, monkeypatch):
     for path in (".ipynb_checkpoints", "cat/.ipynb_checkpoints", "__MACOSX", "lost+found", "#recycle"):
         picture(folder / path / "1-checkpoint.png")
@@ -129,9 +126,6 @@ def test_files_of_many_kinds_and_names(name, mode, options, tmp_path):
     picture(tmp_path / "a" / name, SHOWN.convert(mode), **options)
     shown = load_folder(tmp_path, 8, cache=tmp_path / "pixels").images[0].permute(1, 2, 0).numpy()
     assert (shown == numpy.asarray(Image.open(tmp_path / "a" / name).convert("RGB"))).all()
-
-
-# data sets
 
 
 class Items(torchs.Dataset):

@@ -87,7 +87,7 @@ def test_landing_page_has_the_numbers_of_the_notebook(notebook, monkeypatch):
     assert page.count("\n") <= 110
     assert TABLE.search(page)[0] == landing_table()
     shown = re.sub(r"<[^>]*>", "", tagged(notebook, "results-table", "text/html"))
-    for cell in re.findall(r"[\d.]+ ± [\d.]+", landing_table()):
+    for cell in re.findall(r"[\d.]+\s±\s[\d.]+", landing_table()):
         assert cell in shown
 
 

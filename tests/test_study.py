@@ -117,7 +117,7 @@ def test_orders_methods_and_the_main_table(asked, one):
     masked = rows["erm_on_masked"]
     assert masked[3] == masked[4] < 0.7 < masked[1]
     last = tables.results(rows).iloc[-1]
-    assert last["raw"].startswith(f"{50 * (rows['raw'][3] + rows['raw'][4]):.1f} ± ")
+    assert last["raw"].split()[:2] == [f"{50 * (rows['raw'][3] + rows['raw'][4]):.1f}", "±"]
     lowest = rows.loc[rows["malicious"][3:].idxmin()]
     assert last["lowest malicious"] == f"{100 * lowest.malicious:.1f} (seed 0, order {lowest.order})"
     assert last["n"] == 2

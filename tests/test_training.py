@@ -82,9 +82,7 @@ def test_infer_is_in_eval_mode_and_leaves_the_mode(run, train):
 
 def test_score_per_group_and_worst():
     scored = score(torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 0, 2, 3, 3]))
-    assert scored.average == pytest.approx(0.6)
-    assert scored.groups == {0: 0.5, 2: 1.0, 3: 0.5}
-    assert scored.worst == 0.5
+    assert (scored.average, scored.groups, scored.worst) == (pytest.approx(0.6), {0: 0.5, 2: 1.0, 3: 0.5}, 0.5)
 
 
 def test_digits_take_the_place_of_mnist_if_they_are_asked_for(monkeypatch):

@@ -42,7 +42,6 @@ _FEW = [{"method": "erm"}, REPAIRS[0], REPAIRS[-2], REPAIRS[-1], PERFECT[0], PER
 THRESHOLDS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # k in m + k s
 CAMS = ("XGradCAM", "label", "GradCAM", "GradCAMPlusPlus", "LayerCAM", "EigenCAM", "random")
 FINETUNE_LRS = (0.01, 0.005, 0.0025, 0.00125)  # the four of ERM's schedule: official code's first to paper's last
-RATIOS = (0.0, 0.001, 0.01, 0.05, 0.2)  # of conflicting images
 ON_SQUARES: dict[str, list[Row]] = {
     "results": [{"method": "erm"}] + [{"method": method, "order": order} for method in ("randmask", "masktune")
                                       for order in range(5)],
@@ -52,8 +51,8 @@ ON_SQUARES: dict[str, list[Row]] = {
     "cam": [{"cam": cam} for cam in CAMS],
     "batchnorm": [{"batchnorm": kind} for kind in ("moving", "frozen")],
     "iterations": [{}] + [{"iteration": i, "accumulate": accumulate} for accumulate in (False, True) for i in (2, 3)],
-    "ratio": [{"method": method, "ratio": ratio, "erm_epochs": 10} for ratio in RATIOS for method in ("erm",
-                                                                                                      "masktune")],
+    "ratio": [{"method": method, "ratio": ratio, "erm_epochs": 10}
+              for ratio in (0.0, 0.001, 0.01, 0.05, 0.2) for method in ("erm", "masktune")],
     "holes": [{**remedy, "order": order} for remedy in REMEDIES for order in range(5)],
 }
 ON_BACKGROUNDS: dict[str, list[Row]] = {
@@ -68,14 +67,13 @@ ON_BACKGROUNDS: dict[str, list[Row]] = {
 BIRD_LRS = (0.001, 0.003, 0.01)
 LAYERS = ("features", "features.14.conv.0", "features.7.conv.0", "features.13")  # the last block, its map 5x5; then two
 # that end in a ReLU, of 10x10 and 20x20; and one that does not, of 10x10
-FILLS = ("black", "other")
 ON_PHOTOGRAPHS: dict[str, list[Row]] = {
     "benchmark": [{"method": "erm"}, {"method": "masktune"}],
     "results": [{"method": method} for method in ("erm", "plain", "randmask", "masktune", *ORACLES[::-1], "dfr")],
     "lr": [{"method": method, "lr": lr} for method in ("plain", "masktune", "rest hidden") for lr in BIRD_LRS],
     "layer": [{"layer": layer} for layer in LAYERS],
     "k": [{"k": k} for k in (0.0, 1.0, 2.0)],
-    "fill": [{"method": method, "fill": fill} for method in ("masktune", "rest hidden") for fill in FILLS],
+    "fill": [{"method": method, "fill": fill} for method in ("masktune", "rest hidden") for fill in ("black", "other")],
     "iterations": [{}, *({"iteration": i, "accumulate": True} for i in (2, 3))],
     "lateness": [{"method": method, "erm_epochs": epochs} for method in ("erm", "masktune") for epochs in (1, 2, 5)],
     "ours": [{"fill": "other", **change} for change in (

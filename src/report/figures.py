@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -111,13 +112,13 @@ def forgetting(accuracies: dict[str, dict[int, float]], heat: dict[int, Tensor] 
         axis.plot(seen.keys(), [100 * value for value in seen.values()], ".-", color=COLOURS[name], label=name)
     erm = 100 * next(iter(accuracies.values()))[0]
     axis.plot(0, erm, "o", color=COLOURS["ERM"], markersize=7)
-    axis.annotate("ERM", (0, erm), (14, -4), textcoords="offset points")
+    axis.annotate("ERM", (0, erm), (-4, 7), textcoords="offset points", ha="right")
     axis.set(xlabel="steps (closer from 40 on)", ylabel="malicious, %", ylim=(-2, 104), yticks=range(0, 101, 25))
     axis.set_xscale("symlog", linthresh=40, linscale=2)  # most happens in the first steps
     ticks = [0, 5, 10, 20, 30, 40, 100, max(seen)]
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.set_xlim(-2, ticks[-1])
-    axis.legend(loc="lower right")
+    axis.legend(loc="center right")
     for i, (step, picture) in enumerate((heat or {}).items()):
         inset = axis.inset_axes([0.02 + 0.25 * i, 1.04, 0.2, 0.36])
         _show(inset, picture, HEAT, f"after step {step}" if step else "ERM")
@@ -128,7 +129,7 @@ def mean_masks(shares: Tensor, classes: Sequence[str]) -> Figure:
     """How often each pixel is hidden, class by class: shares (classes, H, W) in [0, 1]."""
     figure, axes = _grid(len(classes), 5, WIDTH / 5, 1.7)
     for axis, often, name in zip(axes, shares, classes, strict=True):
-        shown = _show(axis, often, dict(cmap="viridis", vmin=0, vmax=1), name)
+        shown = _show(axis, often, dict(cmap="viridis", vmin=0, vmax=1), fill(name, 22))
     figure.colorbar(shown, ax=axes, label="share of images\nthat hide the pixel")
     return figure
 

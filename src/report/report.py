@@ -187,7 +187,7 @@ def _examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks, fill: 
     """Of the first images of every class: labels, guesses before and after, images, heat, masks, what these leave."""
     labels, each = data.labels.cpu(), max(1, EXAMPLES // len(data.classes))
     chosen = torch.cat([torch.nonzero(labels == label).flatten()[:each] for label in labels.unique()])[:EXAMPLES]
-    images, hidden = _some(data, chosen), masks[chosen.to(masks.bits.device)].cpu()
+    images, hidden = data.images[chosen.to(data.images.device)], masks[chosen.to(masks.bits.device)].cpu()
     guesses = [infer(model, images).argmax(1).cpu() for model in (old, new)]
     return [labels[chosen], *guesses, *_seen(images, old), hidden, pixels(images.cpu(), hidden, fill)]
 
@@ -195,16 +195,13 @@ def _examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks, fill: 
 def _outcomes(old: nn.Module, new: nn.Module, data: Images, after: Tensor) -> list[Tensor] | None:
     """As `_examples`, of a test set: half repaired, half still wrong, and the heat before and after; None: neither."""
     some = torch.arange(0, len(data), max(1, len(data) // SAMPLE))
-    labels, before, after = data.labels.cpu()[some], infer(old, _some(data, some)).argmax(1).cpu(), after[some]
+    images = data.images[some.to(data.images.device)]
+    labels, before, after = data.labels.cpu()[some], infer(old, images).argmax(1).cpu(), after[some]
     repaired, wrong = (before != labels) & (after == labels), after != labels
     chosen = torch.cat([torch.nonzero(part).flatten()[:EXAMPLES // 2] for part in (repaired, wrong)])
     if not len(chosen):
         return None
-    return [*(part[chosen] for part in (labels, before, after)), *_seen(_some(data, some[chosen]), old, new)]
-
-
-def _some(data: Images, chosen: Tensor) -> Tensor:
-    return data.images[chosen.to(data.images.device)]
+    return [*(part[chosen] for part in (labels, before, after)), *_seen(images[chosen.to(images.device)], old, new)]
 
 
 def _seen(images: Tensor, *models: nn.Module) -> list[Tensor]:

@@ -24,7 +24,8 @@ def mean_std(values: pandas.Series, digits: int = 1) -> str:
     values = 100 * values.dropna()
     if values.empty:
         return ""
-    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
+    spread = f" ± {values.std():.{digits}f}".replace(" ", "\N{NO-BREAK SPACE}") if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{spread}"
 
 
 def summary(rows: pandas.DataFrame, by: Sequence[str], columns: Sequence[str], how=mean_std) -> pandas.DataFrame:
