@@ -97,7 +97,8 @@ ON_MARKS: dict[str, list[Row]] = {
 def of(setting: Setting) -> dict[str, list[Row]]:
     """The questions that can be asked of a setting, by name."""
     if setting.erm.dataset == "SpuriousImagenette":
-        return ON_MARKS if setting == MARKS[0] else {"results": ON_MARKS["results"]}
+        asked = ON_MARKS if setting == MARKS[0] else ("results", "lr") if setting == MARKS[2] else ("results",)
+        return {question: ON_MARKS[question] for question in asked}  # of SqueezeNet, which LR suits it
     if "background" in setting.erm.options:
         return ON_BACKGROUNDS
     return ON_SQUARES if setting.erm.dataset in DIGIT_SETS else ON_PHOTOGRAPHS
