@@ -27,7 +27,7 @@ class Augmentation:
     flip: float = 0.5  # probability of a horizontal flip
     jitter: float = 0.0  # brightness, contrast and saturation change, each by a factor in 1 ± jitter
     degrees: float = 0.0  # without a crop: the angle about the middle is drawn from ± degrees
-    shift: float = 0.0  # and a shift from ± shift pixels on both axes, then rounded. 4.5: RandomCrop(padding=4)
+    shift: float = 0.0  # and a shift from ± shift pixels on both axes, then rounded
 
     def __post_init__(self) -> None:
         if self.side is not None and (self.degrees or self.shift):

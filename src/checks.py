@@ -57,10 +57,5 @@ def check_count(name: str, value: float) -> None:
     check_number(name, value, value >= 1 and value % 1 == 0, "a whole number of at least 1")
 
 
-def check_threshold(k: float) -> None:
-    """k of m + k s."""
-    check_number("k", k, k >= 0, "a finite number of standard deviations, not negative")
-
-
 def _kind(value: object) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, (Tensor, Masks)) else type(value).__name__

@@ -41,7 +41,7 @@ class Classifier(nn.Module):
             raise ValueError("expected mean and std once, got them beside a Classifier, which normalises by its own")
         if mean is None:
             known = getattr(model, "pretrained_cfg", None)
-            mean, std = (known[name] for name in ("mean", "std")) if isinstance(known, dict) else ((0,), (1,))
+            mean, std = [known["mean"], known["std"]] if isinstance(known, dict) and "mean" in known else [(0,), (1,)]
         mean, std = (torch.as_tensor(values, dtype=torch.float32).flatten() for values in (mean, std))
         if not ({len(mean), len(std)} <= {1, 3} and 0 <= mean.min() <= mean.max() <= 1 and std.min() > 0
                 and std.max() <= 1):
@@ -72,13 +72,13 @@ def logits_of(output: object, training: bool = False) -> Tensor:
 
     That is a tensor (B, classes) or (B, classes, 1, 1); one logit of the second class, (B,) or (B, 1), which becomes
     two of the same sigmoid; a dict or an object with `logits`, as of Hugging Face; or a tuple with one tensor of these
-    shapes. In train mode a tuple may hold several, as with auxiliary heads: the first counts, as with torchvision's.
+    shapes. In train mode a tuple may hold several of one shape, as with auxiliary heads: the first counts.
     ValueError: it is none of these, or could be read in two ways.
     """
     output = output["logits"] if isinstance(output, dict) and "logits" in output else getattr(output, "logits", output)
     if isinstance(output, (tuple, list)):
         found = [part for part in output if _is_logits(part)]
-        if not found or (len(found) > 1 and not training):
+        if not found or (len(found) > 1 and not (training and len({part.shape for part in found}) == 1)):
             raise ValueError(f"expected one tensor of logits in the model's {type(output).__name__}, got "
                              f"{', '.join(map(_described, output))}; wrap the model so that it gives its logits alone")
         output = found[0]
@@ -105,7 +105,7 @@ def _described(output: object) -> str:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model itself, without what runs it on several devices or compiles it."""
     while isinstance(model, (DataParallel, DistributedDataParallel)) or hasattr(model, "_orig_mod"):
-        model = model.module if hasattr(model, "module") else model._orig_mod
+        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
     return model
 
 

@@ -46,7 +46,8 @@ def computing_on(device: torch.device) -> Iterator[None]:
     memory, cudnn = torch.utils.deterministic, torch.backends.cudnn
     before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
               memory.fill_uninitialized_memory, cudnn.benchmark)
-    with torch.inference_mode(False), torch.enable_grad(), torch.cuda.device(device if device.type == "cuda" else -1):
+    with (torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False),
+          torch.cuda.device(device if device.type == "cuda" else -1)):
         try:
             prepare()
             yield

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import parallel
-from .checks import check_images, check_labels, check_threshold
+from .checks import check_images, check_labels, check_number
 from .classifier import Classifier, copied
 from .datasets.images import Images, load_dataset
 from .holes import check_decoys
@@ -28,7 +28,7 @@ def opened(model: nn.Module, data: object, tests: dict, layer: str, k: float, me
             std: Sequence[float] | None, reshape_transform: Callable | None, device: torch.device
             ) -> tuple[Classifier, dict[str, Images]]:
     """A working copy of the model, tried on a few images, and the data sets, labelled alike."""
-    check_threshold(k)
+    check_number("k", k, k >= 0, "a finite number of standard deviations, not negative")
     sets = _data_sets(data, tests)
     old = _working_copy(model, layer, mean, std, reshape_transform).to(device)
     if mean is None and old.mean.any():
@@ -51,6 +51,8 @@ def _data_sets(data: object, tests: dict) -> dict[str, Images]:
             found = one if isinstance(one, Images) else load_dataset(one)
             check_images(found.images)
             check_labels(found.labels, found.images, len(found.classes), "there are")
+            with step("groups"):
+                check_labels(found.labels if found.groups is None else found.groups, found.images, 2 ** 62)
             known = sets["train"].classes if sets else found.classes
             sets[name] = found if known == found.classes else found.with_classes(known)
     return sets
@@ -112,7 +114,8 @@ def rehearse(model: Classifier, given: nn.Module, data: Images, fresh: Callable[
         seen = pixels(images.to(model.mean.device))
         made = augmentation(seen.clone()) if augmentation and not hasattr(augmentation, "draw") else seen
         low, high = made.min().item(), made.max().item()
-        if not made.is_floating_point() or made.shape[:2] != seen.shape[:2] or not (low >= -1 and high <= 2):
+        if (not made.is_floating_point() or made.shape[:2] != seen.shape[:2] or not (low >= -1 and high <= 2)
+                or made.clamp(max=0).mean() < -0.1):
             raise ValueError(f"expected floats in [0, 1], but for some noise, got {made.dtype} {tuple(made.shape)} in "
                              f"[{low:.3g}, {high:.3g}]; normalisation is for mean= and std=")
     with step("a training step"):

@@ -1,7 +1,8 @@
-"""Infer without a trace: the same code on CUDA and on a CPU."""
+"""Infer without a trace, the same code on CUDA and on a CPU; and score what comes of it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             weight.requires_grad = False
         yield
     finally:
+        for module, mode in modes:  # a block before its parts; one may do more than note its mode, as LoRA does
+            module.train(mode)
         for module, mode in modes:
             module.training = mode
         for weight in learning:
@@ -83,3 +86,30 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, masks: Masks | Te
     """The share of images, in [0, 1], that a model classifies as labelled (N,) int64; the rest as of `infer`."""
     guesses = infer(model, images, masks, fill=fill).argmax(1)
     return (guesses == labels.to(guesses.device)).double().mean().item()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies in [0, 1]: over all samples, of each group that occurs, of the worst of these, and of each class."""
+
+    average: float
+    groups: dict[int, float]
+    classes: dict[int, float]
+
+    @property
+    def worst(self) -> float:
+        return min(self.groups.values())
+
+
+def score(predictions: Tensor, labels: Tensor, groups: Tensor) -> Score:
+    """Score predictions, all (N,) int64. Groups without a sample are left out, not counted as 0."""
+    correct = (predictions == labels).double()
+    by_group, by_class = ({int(part): correct[parts == part].mean().item() for part in parts.unique()}
+                          for parts in (groups, labels))
+    return Score(correct.mean().item(), by_group, by_class)
+
+
+def adjusted_average(accuracies: dict[int, float], train_groups: Tensor) -> float:
+    """The average accuracy of the field: that of each group, weighted by its share in training (Sagawa et al. 2020)."""
+    shares = train_groups.bincount().double() / len(train_groups)
+    return sum(accuracies[group] * share for group, share in enumerate(shares.tolist()) if share > 0)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from . import layout
 from .checks import check_images
-from .classifier import Classifier
+from .classifier import Classifier, copied
 from .holes import GROW, grown
 from .inference import evaluating, infer, pixels
 from .masking import hottest
@@ -20,6 +20,7 @@ TESTED, TRIED = 3, 12  # layers with outputs alike; and those whose masks are ap
 LOOKED_AT, AT_ONCE = 64, 8  # images
 
 
+@torch.inference_mode(False)
 def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | None = None,
                    std: Sequence[float] | None = None) -> list[tuple[str, tuple[int, int]]]:
     """Return layers that can be explained, with the size (h, w) of their maps: one of each size, the best first.
@@ -38,12 +39,11 @@ def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | Non
         TypeError, ValueError: the model or the images are not of that kind.
     """
     check_images(images)
-    if not isinstance(model, Classifier) or (mean, std) != (None, None):
-        model = Classifier(model, None, mean, std)
+    model = copied(model if isinstance(model, Classifier) and mean is std is None else Classifier(model, None, mean, std))
     device = next((weight.device for weight in model.model.parameters()), images.device)
-    inputs = layout.probe(tuple(images.shape[2:]), device).requires_grad_()
     layers = {name: part for name, part in model.model.named_modules() if name and not isinstance(part, nn.Identity)}
-    with torch.inference_mode(False), evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad():
+        inputs = layout.probe(tuple(images.shape[2:]), device).requires_grad_()
         try:
             outputs, logits = layout.outputs_of(model, layers, inputs)
         except Exception as error:  # a model can fail in any way
@@ -109,10 +109,11 @@ def worth(model: Classifier, images: Tensor, layers: dict[str, layout.Reading], 
         outputs, logits = layout.outputs_of(model, parts, pixels(few).requires_grad_())
         guesses.append(logits.argmax(1))
         parts = {name: parts[name] for name in outputs}  # without those that a model calls for some images alone
-        gradients = outputs and torch.autograd.grad(logits.amax(1).sum(), list(outputs.values()), allow_unused=True)
-        for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
-            read, gradient = layers[name], torch.zeros_like(output) if gradient is None else gradient
-            hidden[name].append(hottest(heat_of(read(output.detach()), read(gradient), images.shape[2:]), k))
+        of = list(outputs.values())
+        gradients = of and torch.autograd.grad(logits.amax(1).sum(), of, materialize_grads=True)
+        for name, output, gradient in zip(outputs, of, gradients, strict=True):
+            heat = heat_of(layers[name](output.detach()), layers[name](gradient), images.shape[2:])
+            hidden[name].append(hottest(heat, k))
     found = {}
     for name in parts:
         masks = grown(Masks.of(torch.cat(hidden[name])), GROW)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import parallel
-from .checks import check_images, check_masks, check_threshold
+from .checks import check_images, check_masks, check_number
 from .holes import check_grow, grown
 from .inference import inference_batch, pixels, uploaded
 from .masks import Masks
@@ -45,7 +45,7 @@ def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Masks |
     """
     check_images(images)
     check_masks(hidden, images)
-    check_threshold(k)
+    check_number("k", k, k >= 0, "a finite number of standard deviations, not negative")
     batch_size = batch_size or inference_batch(images)
     device = next(model.parameters()).device
     masks = Masks((len(images), *images.shape[2:]), device=images.device)

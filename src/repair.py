@@ -17,10 +17,9 @@ from .datasets.images import Images
 from .device import best_device, computing_on, room_for
 from .door import opened, rehearse, step
 from .holes import check_grow, grown
-from .inference import infer
+from .inference import Score, infer
 from .masking import find_masks
 from .masks import Masks
-from .metrics import Score
 from .report.report import FEW, MANY, Report, hidden_share, least_right, scored
 from .state import State, contents, digest
 from .training import sgd, train_epoch
@@ -112,13 +111,19 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         else:
             with step("checkpoint="):
                 own = digest([contents(one) for one in (augment, loss, reshape_transform)])
-            config = settings | {"optimizer": repr(fresh().optimizer), "model": digest(old.state_dict()),
+                parts = [[{key: value for key, value in vars(part).items() if isinstance(value, str | int | float)},
+                          contents(type(part))] for part in old.modules()]
+                made = digest([old.state_dict(), parts, [weight.requires_grad for weight in old.parameters()]])
+            config = settings | {"optimizer": repr(fresh().optimizer), "model": made,
                                  "data": digest([labels, images]), "functions": own}
             state = load_or_run(Path(checkpoint).expanduser(), config, int(epochs * iterations), fresh, advance)
         report = Report.of(old, state.masks, sets, before, settings, state.model, scores, state.history)
-        repaired = state.model.model.eval()
-        tensors = ((*part.parameters(), *part.buffers()) for part in (repaired, unwrapped(model)))
-        for new, given in zip(*tensors, strict=True):
+        own = unwrapped(model)
+        theirs = dict([*own.named_parameters(), *own.named_buffers()])
+        repaired = state.model.model.to(next(own.parameters()).device)
+        repaired.eval()  # which may return nothing
+        for name, new in (*repaired.named_parameters(), *repaired.named_buffers()):
+            given = theirs.get(name, new)  # a buffer may be made by the first forward pass
             new.data = new.data.to(given.device, given.dtype)
             new.grad = None
         return repaired, report

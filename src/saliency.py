@@ -58,7 +58,7 @@ def heatmaps(model: nn.Module, images: Tensor, layer: nn.Module, read: layout.Re
     try:
         with evaluating(model), torch.enable_grad():
             logits = model(images)
-            if "activation" not in kept:
+            if len(kept.get("activation", ())) != len(images):  # not called, or for some of the images alone
                 raise ValueError(f"expected a (B, K, h, w) output of the layer {type(layer).__name__}, which "
                                  f"{type(getattr(model, 'model', model)).__name__} did not give; {ADVICE}")
             guesses = logits.argmax(1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision.transforms.functional as reference
 from scipy.stats import ks_2samp
-from torchvision.transforms import InterpolationMode, RandomAffine, RandomCrop, RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomAffine, RandomResizedCrop
 
 from src.augmentation import Augmentation
 
@@ -125,11 +125,6 @@ def test_an_image_does_not_depend_on_its_batch(augment, layout):
     assert torch.equal(images, before)
 
 
-def test_a_turn_beside_a_crop_is_refused():
-    with pytest.raises(ValueError, match="side=None for degrees"):
-        Augmentation(degrees=5)
-
-
 @pytest.mark.parametrize("shape", [(7, 9), (1, 9), (9, 8), (8,), (8, 3)])
 def test_a_table_of_another_length_is_refused(images, shape):
     with pytest.raises(ValueError, match=r"expected drawn to be \(8, 9\)"):
@@ -147,13 +142,3 @@ def test_turn_and_shift_move_pixels_as_torchvision_does(shape):
         wanted = reference.affine(image.flip(2) if flipped else image, math.degrees(angle), [-int(left), -int(top)],
                                   1.0, [0.0, 0.0], InterpolationMode.NEAREST)
         assert torch.equal(seen, wanted)
-
-
-def test_a_shift_of_four_and_a_half_is_a_padded_crop():
-    shift = Augmentation(None, flip=0, shift=4.5)
-    counts = (shift.draw(90_000, 32, 32, seed=0, epoch=0)[:, :2].flatten().long() + 4).bincount()
-    assert len(counts) == 9  # -4 to 4
-    assert (counts - 20_000).abs().max() < 600  # 4.5 standard deviations
-    image, (left, top) = torch.rand(1, 3, 32, 32), (1, 7)  # of 0 to 8
-    crop = RandomCrop(32)(reference.pad(image, 4)[..., top:top + 32, left:left + 32])
-    assert torch.equal(shift(image, rows((left - 4, top - 4, 32, 32))), crop)

@@ -7,7 +7,7 @@ import pytest
 
 from src.datasets.spurious import BACKGROUNDS
 from src.experiments import questions, selective, study
-from src.experiments.recipes import BIRDS, HOLES, MARKS, SELECTIVE, Places
+from src.experiments.recipes import BIRDS, HOLES, MARKS, MNIST, SELECTIVE, Places
 from src.experiments.rows import saved
 from src.report import tables
 from src.report.tables import SHORTCUT, mean_std
@@ -18,13 +18,13 @@ QUOTED = {  # of others, of recipes and of arithmetic that an output shows; the 
 ABSOLUTE = re.compile(r"\b(every|equal|twice|or more|always|never|exactly|almost|no other)\b", re.IGNORECASE)
 SETTLED = (  # where such a word is no claim about rows: definitions, recipes, what cells do, and what other tests show
     "Every pixel hotter than", "on groups of equal size", "as many images of every group", "that does exactly this",
-    "halved every 25", "runs the first 20 steps twice", "then after every 20th",
+    "halved every 25", "the first 2,560 images, twice", "then after every 20th",
     "every mask is a pixel wider, and every image also hides", "one epoch does not always finish",
     "MNIST never shows it, since black is the colour of its paper", "every result, what it depends on",
-    "Every number of an experiment stands with its origin", "saved after every epoch", "Equal bits are not promised",
-    "So every 0-4 without a square is a 4, and every 5-9 with one is a 5", "counter-examples of every digit",
+    "saved after every epoch", "Equal bits are not promised",
+    "So every 0-4 without a square is a 4, and every 5-9 with one is a 5", "but of every digit",
     "counter-examples are of every digit", "on all 0-4 and on no other image", "on every training image of the first",
-    "the pixels of every bird are", "and every row of")
+    "the pixels of every bird are")
 SHARED = re.compile(r"```.*?```|\]\([^)]*\)|`[^`]*`|^\|[^\n]*$|arXiv [\d.]+", re.DOTALL | re.MULTILINE)  # no prose
 
 
@@ -70,7 +70,8 @@ def mnist():
     tuned = rows[(rows["setting"] == "mnist-random") & (rows["method"] == "masktune")].groupby("seed")
     many = tuned[f"known_visible{SHORTCUT}"].first() > 1000
     rest, whole = ([percent(value) for value in sorted(tuned["malicious"].mean()[chosen])] for chosen in (many, ~many))
-    yield (f"the seeds whose masks leave a rest on a thousand squares or more end at {rest[0]} to {rest[-1]}%, the two "
+    assert (of(rows, f"known_visible{SHORTCUT}", setting="mnist-none", method="masktune") == 0).all()
+    yield (f"the seeds whose masks leave one on a thousand squares or more end at {rest[0]} to {rest[-1]}%, the two "
            f"others at {whole[0]} and {whole[1]}%")
 
 
@@ -93,13 +94,15 @@ def dependence():
     hidden = k.groupby(["setting", "k"])["hidden"].mean().unstack()
     assert round(hidden[1.0].min(), 2) == 0.1 > hidden[1.5].max()
     yield "At k = 1 and below, a tenth of the pixels and more are hidden"
-    slow, fast = (percent(of(lr, setting="mnist-none", lr=one).mean()) for one in (0.00125, 0.01))
-    yield f"{slow}% on the malicious set where none is conflicting, {fast}% at 0.01"
+    slow, fast = (mean_std(of(lr, setting="mnist-none", lr=one)).split()[0] for one in (0.00125, 0.01))
+    yield f"{slow}% on the malicious set, {fast}% at 0.01"
     frozen = of(study.shipped("batchnorm"), batchnorm="frozen")
     assert (frozen.between(0.965, 0.985).sum(), len(frozen)) == (3, 9)
     yield "three of nine runs end at 97 to 98%"
-    shares = study.shipped("ratio").groupby(["method", "ratio"])["malicious"].mean()["masktune"]
+    ratio = study.shipped("ratio").groupby(["method", "ratio"])["malicious"].mean()
+    shares, erm = ratio["masktune"], ratio["erm"]
     yield f"ends between {percent(shares.min())} and {percent(shares.max())}% on the malicious set"
+    yield f"at 5 and 20% it is itself at {percent(erm[0.05])} and {percent(erm[0.2])}%"
 
 
 def second_opinion():
@@ -118,7 +121,7 @@ def photographs():
     seeds = of(rows, "worst", method="erm")
     means = rows.groupby("method")["worst"].mean().drop("dfr")
     assert means.max() < means["erm"] + 0.01
-    yield "But for DFR, nothing raises the worst group, waterbirds on land, by a point"
+    yield "But for DFR, nothing in the table raises the worst group, waterbirds on land, by a point"
     assert of(asked["k"], "worst").groupby(asked["k"]["k"]).mean().is_monotonic_increasing
     yield "**More hidden is worse**"
     yield f"reads {worst['dfr']}% of the worst group"
@@ -129,7 +132,7 @@ def photographs():
     yield f"the first three of the five seeds, on which ERM is at {first}% (on all five, {whole}%)"
     birds = rows.groupby("method")[[column for column in rows if column.startswith("on_known: ")]].mean()
     more = birds.loc["masktune"] / birds.loc["randmask"]
-    yield f"{more.min():.1f} to {more.max():.1f} times as much is bird as of what a random square hides"
+    yield f"the bird's share is {more.min():.1f} to {more.max():.1f} times that under a random square"
     tuned = rows[rows["method"] == "masktune"].mean(numeric_only=True)
     yield (f"in {percent(tuned['untouched'], 0)}% of the images none is, and {percent(tuned['hidden'])}% of all "
            "pixels are hidden")
@@ -182,7 +185,7 @@ def marks():
            f"these seeds is at {mean_std(erm)}%")
     yield (f"hide {percent(hidden['MaskTune'])}% of the mark's pixels, and end at {ends['MaskTune']}%; perfect "
            f"masks, which hide the mark and nothing else, at {ends['perfect masks']}%")
-    yield (f"{ends[quiet]}%, with the smooth fill, too, {ends[smooth]}%; perfect masks reach {ends[perfect]} and "
+    yield (f"{ends[quiet]}%, and {ends[smooth]}% with the smooth fill; perfect masks reach {ends[perfect]} and "
            f"{ends[perfect_smooth]}%")
     alone = [ends[f"MaskTune, {remedy}"] for remedy in ("grown", "decoys", "smooth")]
     yield f"grown masks alone end at {alone[0]}%, decoys alone at {alone[1]}%, the fill alone at {alone[2]}%"
@@ -196,11 +199,18 @@ def marks():
     yield f"of one of 20% of the side they hide {large[0]}%, and end at {large[1]}%"
     ten, squeezed = (tables.remedied(study.shipped("results", settings=[one])).groupby("masks") for one in MARKS[1:3])
     lies, raw = ({name: mean_std(values) for name, values in ten[column]} for column in ("malicious", "raw"))
-    yield (f"hardly leaned on (ERM on malicious images {lies['ERM']}%, on raw ones {raw['ERM']}%), and all that the "
-           f"epoch can do is harm: {lies[quiet]}%")
+    yield (f"hardly leaned on (ERM on malicious images {lies['ERM']}%, on raw ones {raw['ERM']}%), and the "
+           f"epoch can only harm: {lies[quiet]}%")
     ends, hidden = {name: mean_std(values) for name, values in squeezed["malicious"]}, squeezed["known_hidden"].mean()
-    yield (f"its masks hide {percent(hidden['MaskTune'])}% of the mark, and it ends at {ends[quiet]}%, "
+    yield (f"its grown masks hide {percent(hidden[quiet])}% of the mark, and with decoys it ends at {ends[quiet]}%, "
            f"where perfect masks reach {ends[perfect]}%")
+    blank = tables.remedied(study.shipped("results", settings=MARKS[3:])).groupby("masks")
+    hidden, ends = percent(blank["known_hidden"].mean()["MaskTune"]), blank["malicious"].agg(mean_std)
+    yield f"the masks miss the mark ({hidden}% of it), and the epoch learns it: {ends['MaskTune']}%"
+    lrs = tables.remedied(study.shipped("lr", settings=MARKS[:1])).groupby(["masks", "lr"])
+    at = [percent(value) for value in lrs["malicious"].mean()[quiet]]
+    assert lrs["val_average"].mean()[quiet].idxmax() == 0.001
+    yield f"{at[0]}, {at[1]} and {at[2]}% at 0.001, 0.003 and 0.01 (n = 3); on validation, 0.001 is best"
 
 
 def criterion():
@@ -215,7 +225,7 @@ def criterion():
 
 def holes():
     rows = tables.remedied(study.shipped("holes", settings=[HOLES]))
-    means = rows.groupby(["ratio", "masks", "background"])["malicious"].agg(mean_std).str.split(" ").str[0]  # as tables
+    means = rows.groupby(["ratio", "masks", "background"])["malicious"].agg(mean_std).str.split().str[0]  # as tables
 
     def ends(masks, ratio=0.0):
         return "{}, {}, {} and {}%".format(*(means[ratio, masks, one] for one in BACKGROUNDS))
@@ -223,6 +233,7 @@ def holes():
     quiet = "MaskTune, grown, decoys"
     yield f"MaskTune ends at {ends('MaskTune')} on black, white, grey and coloured paper"
     yield f"perfect masks end at {ends('perfect masks')}"
+    yield f"With perfect masks, grown with decoys, it is {ends('perfect masks, grown, decoys')}"
     yield f"grown masks with decoys end at {ends(quiet)}; decoys alone at {ends('MaskTune, decoys')}"
     yield f"The smooth fill alone reaches {ends('MaskTune, smooth')}, all three together {ends(f'{quiet}, smooth')}"
     yield f"MaskTune ends at {ends('MaskTune', 0.01)}, grown with decoys at {ends(quiet, 0.01)}"
@@ -232,7 +243,7 @@ def holes():
     yield f"the best of the remedies ends at {best}% there"
     yield f"Widening alone: {ends('MaskTune, grown')} where none is conflicting"
     large = tables.remedied(study.shipped("large", settings=[HOLES])).groupby(["background", "masks"])["malicious"]
-    assert large.size().unique().tolist() == [3]
+    assert large.size().unique().tolist() == [5]
     (paper, perfect, ours), (black, _, dark) = ([mean_std(large.get_group((one, masks))) for masks in (
         "MaskTune", "perfect masks", quiet)] for one in ("white", "black"))
     yield (f"inverted digits end at {paper}% with MaskTune, at {perfect}% with perfect masks, and at {ours}% with "
@@ -247,6 +258,10 @@ def holes():
     yield f"scatter more: {wild}%, lowest {low}%, instead of {usual}%, lowest {worst}%"
     (alone, low), (wide, _) = (full["mnist-random", f"MaskTune, {remedy}"] for remedy in ("decoys", "grown"))
     yield f"Decoys alone end at {alone}%, lowest {low}%, at 1% random; masks that are only wider at {wide}%"
+    most = [whole.get_group((setting.name, f"{quiet}, smooth")) for setting in MNIST]
+    each = [percent(values.mean()) for values in most]
+    yield (f"have no run below {percent(min(values.min() for values in most))}%, and means of {each[0]}, {each[1]} and "
+           f"{each[2]}%")
     white = [means[0.0, masks, "white"] for masks in ("MaskTune", quiet)]
     photos = tables.remedied(study.shipped("results", settings=MARKS[:1])).groupby("masks")["malicious"].mean()
     marked = [percent(photos[masks]) for masks in ("MaskTune", quiet)]
@@ -261,7 +276,7 @@ CLAIMS = (mnist, dependence, second_opinion, photographs, holes, marks, criterio
 def test_the_prose_says_what_the_rows_say(claims, prose):
     text = " ".join(prose.split())
     for claim in claims():
-        assert claim in text
+        assert " ".join(claim.split()) in text
 
 
 def test_no_other_number_and_no_other_absolute_is_stated(prose):
@@ -269,7 +284,7 @@ def test_no_other_number_and_no_other_absolute_is_stated(prose):
     rest = " ".join(SHARED.sub(" ", prose).split())
     for claims in CLAIMS:
         for claim in claims():
-            rest = rest.replace(claim, " ")
+            rest = rest.replace(" ".join(claim.split()), " ")
     assert set(re.findall(r"\d+\.\d+", rest)) <= QUOTED, sorted(set(re.findall(r"\d+\.\d+", rest)) - QUOTED)
     for phrase in SETTLED:
         assert phrase in rest

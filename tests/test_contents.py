@@ -8,11 +8,11 @@ from torch import nn
 
 from src.state import contents, digest
 
-SHIFT = 0.5
+SHIFT, CUT = 0.5, nn.Threshold(0.1, 0)
 
 
 def scaled(factor):
-    return lambda batch: batch * factor + SHIFT
+    return lambda batch: [CUT(one) * factor + SHIFT for one in batch]
 
 
 class Noise:
@@ -25,15 +25,17 @@ class Noise:
 
 @pytest.mark.parametrize("make", [scaled, Noise, lambda factor: partial(torch.clamp, max=factor),
                                   lambda factor: nn.CrossEntropyLoss(label_smoothing=factor / 10),
-                                  lambda factor: Noise(factor).__call__])
+                                  lambda factor: Noise(factor).__call__,
+                                  lambda factor: type("Noisier", (Noise,), {"more": factor})(1)])
 def test_content_is_what_it_does(make):
     one, same, other = (digest(contents(make(factor))) for factor in (1, 1, 2))
     assert one == same != other
 
 
 def test_a_changed_global_is_another_content(monkeypatch):
-    before = digest(contents(scaled(1)))
-    monkeypatch.setitem(globals(), "SHIFT", 0.6)
-    assert digest(contents(scaled(1))) != before
+    for name, value in (("SHIFT", 0.6), ("CUT", nn.Threshold(0.2, 0))):
+        before = digest(contents(scaled(1)))
+        monkeypatch.setitem(globals(), name, value)
+        assert digest(contents(scaled(1))) != before
     with pytest.raises(TypeError, match="pickle"), open(__file__) as file:
         contents(file)

@@ -29,7 +29,6 @@ IMAGES = 48
 ERM = replace(DIGITS[0].erm, options={"class_mix_ratio": 0.25}, epochs=2, batch_size=16)
 SETTING = replace(DIGITS[0], erm=ERM, seeds=(0,), finetune=FineTune(iterations=2, accumulate=True))
 
-
 REFUSED = (  # of a, on the device, and b, which is not
     lambda a, b: a + b, lambda a, b: b.add_(a), lambda a, b: torch.cat((a, b)), lambda a, b: torch.stack([a[0], b[0]]),
     lambda a, b: torch.where(a > 0, a, b), lambda a, b: a.masked_fill(b > 0, 0), lambda a, b: nn.Linear(3, 2)(a),

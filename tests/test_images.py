@@ -78,7 +78,7 @@ def test_classes_are_matched_by_name_or_by_number_for_want_of_names(folder, tmp_
     nameless = load_dataset(torchs.TensorDataset(BYTES.expand(4, -1, -1, -1), torch.arange(4)))
     assert nameless.with_classes(numbers).labels.tolist() == [0, 1, 2, 3]
     assert nameless.with_classes(numbers).classes == numbers == ("0", "1", "10", "2")
-    for wrong, classes, word in ((test, ("cat", "fox"), "among cat, fox, got dog"), (nameless, ("a",), "got 0, 1, 2")):
+    for wrong, classes, word in ((test, ("cat", "fox"), "dog once among .*fox"), (nameless, ("a",), "0, 1, 2.* once")):
         with pytest.raises(ValueError, match=word):
             wrong.with_classes(classes)
     for classes, word in ((("cat", "dog", "dog"), "each once"), ({"cat": 1, "dog": 2}, "numbered 0, 1")):

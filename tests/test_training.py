@@ -8,10 +8,9 @@ import torch.nn.functional as F
 
 from src.device import cpu_threads
 from src.experiments import stages
-from src.experiments.recipes import DIGITS, MNIST, Places
+from src.experiments.recipes import MNIST, Places
 from src.experiments.stages import new_model
-from src.inference import infer, pixels
-from src.metrics import score
+from src.inference import infer, pixels, score
 from src.seeding import epoch_order, generator
 from src.state import State
 from src.training import epoch_batches, sgd, train_epoch
@@ -64,7 +63,6 @@ def test_the_same_seed_twice_is_equal(run, setting, tmp_path):
 
 
 def test_random_streams_depend_on_their_purpose_alone():
-    assert torch.equal(epoch_order(100, 0, 3), epoch_order(100, 0, 3))
     orders = [epoch_order(100, 0, 3, order) for order in range(5)] + [epoch_order(100, 0, 4), epoch_order(100, 1, 3)]
     assert len({tuple(order.tolist()) for order in orders}) == 7
     assert torch.equal(torch.cat(epoch_batches(100, 32, 0, 3, order=2)), orders[2])
@@ -83,15 +81,6 @@ def test_infer_is_in_eval_mode_and_leaves_the_mode(run, train):
 def test_score_per_group_and_worst():
     scored = score(torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 0, 2, 3, 3]))
     assert (scored.average, scored.groups, scored.worst) == (pytest.approx(0.6), {0: 0.5, 2: 1.0, 3: 0.5}, 0.5)
-
-
-def test_digits_take_the_place_of_mnist_if_they_are_asked_for(monkeypatch):
-    for name, settings in (("digits", DIGITS), ("mnist", MNIST)):
-        monkeypatch.setenv("MASKTUNE_DATASET", name)
-        assert stages.choose_settings() == settings
-    monkeypatch.setenv("MASKTUNE_DATASET", "cifar")
-    with pytest.raises(ValueError, match="'cifar'"):
-        stages.choose_settings()
 
 
 def test_bf16_trains_to_nearly_the_same_weights(train):

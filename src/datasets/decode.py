@@ -1,7 +1,6 @@
 """How a picture becomes stored pixels, and how a folder of them is decoded but once."""
 
 import json
-import math
 import mmap
 import os
 import sys
@@ -21,7 +20,7 @@ from ..files import locked, put_in_place, write_whole
 
 CHUNK = 256  # images that threads decode before the next are handed out: more would wait in memory
 SCALED = "of 16 bits: value / 65535"
-FORMAT = "masktune pixels, 3"  # of a file of decoded pixels; count it up when `decode` comes to give other pixels
+FORMAT = "masktune pixels, 4"  # of a file of decoded pixels; count it up when `decode` comes to give other pixels
 OURS = json.dumps({"format": FORMAT.split(",")[0]})[:-2].encode()  # how the index of such a file begins
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python names it since 3.13
 
@@ -70,7 +69,8 @@ def fit(image: Image.Image | Tensor, view: View | None) -> Tensor:
     if view is None:
         return image
     height, width = image.shape[1:]
-    shorter = view.resize or math.ceil(min(height, width) * max(view.height / height, view.width / width))
+    shorter = view.resize or max(-(-min(height, width) * own // whole)  # rounded up, without an error of floats
+                                 for own, whole in ((view.height, height), (view.width, width)))
     return center_crop(resize(image, shorter, antialias=True), [view.height, view.width])
 
 

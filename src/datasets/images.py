@@ -47,9 +47,9 @@ class Images:
         """
         if self.numbered and len(self.classes) <= len(classes):
             return replace(self, classes=tuple(classes), numbered=False)
-        if unknown := [name for name in self.classes if name not in classes]:
-            raise ValueError(f"expected classes among {', '.join(classes)}, got {', '.join(unknown)}; pass classes=")
-        place = torch.tensor([list(classes).index(name) for name in self.classes])
+        if unknown := [name for i, name in enumerate(self.classes) if classes.count(name) != 1 and i in self.labels]:
+            raise ValueError(f"expected {', '.join(unknown)} once among the classes {', '.join(classes)}; see classes=")
+        place = torch.tensor([list(classes).index(name) if name in classes else -1 for name in self.classes])
         labels = place[self.labels.cpu()].to(self.labels.device)
         return Images(self.images, labels, tuple(classes), self.groups, self.group_names, self.known)
 
@@ -152,7 +152,7 @@ def load_dataset(data: Dataset | DataLoader | Sequence, side: int | tuple[int, i
         try:
             picture, *numbers = _parts(data[i], image, label, group)
             return fit(_picture(picture, mean, std), view), [_whole(number, names or ()) for number in numbers]
-        except (TypeError, ValueError, KeyError, IndexError) as error:
+        except Exception as error:  # a data set can fail in any way
             raise ValueError(f"item {i} of the data set: {error}") from error
 
     first, numbers = read(0)
@@ -249,4 +249,6 @@ def in_order(classes: Iterable[str] | Mapping) -> tuple[str, ...]:
         if [number for number, _ in sorted(pairs)] != list(range(len(pairs))):
             raise ValueError(f"expected classes numbered 0, 1, ..., got {dict(classes)}")
         classes = [name for _, name in sorted(pairs)]
+    if isinstance(classes, set | frozenset):
+        raise ValueError(f"expected the names of classes in order, got a set, {classes}")
     return tuple(map(str, classes))

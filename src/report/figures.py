@@ -113,7 +113,7 @@ def forgetting(accuracies: dict[str, dict[int, float]], heat: dict[int, Tensor] 
     erm = 100 * next(iter(accuracies.values()))[0]
     axis.plot(0, erm, "o", color=COLOURS["ERM"], markersize=7)
     axis.annotate("ERM", (0, erm), (-4, 7), textcoords="offset points", ha="right")
-    axis.set(xlabel="steps (closer from 40 on)", ylabel="malicious, %", ylim=(-2, 104), yticks=range(0, 101, 25))
+    axis.set(xlabel="steps (compressed from 40 on)", ylabel="malicious, %", ylim=(-2, 104), yticks=range(0, 101, 25))
     axis.set_xscale("symlog", linthresh=40, linscale=2)  # most happens in the first steps
     ticks = [0, 5, 10, 20, 30, 40, 100, max(seen)]
     axis.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from ..datasets.images import Images
 from ..device import device_name
 from ..files import write_whole
-from ..inference import accuracy, infer, pixels
+from ..inference import Score, accuracy, infer, pixels, score
 from ..masks import Masks
-from ..metrics import Score, score
 from ..saliency import xgradcam
 
 FEW, MANY = 0.001, 0.5  # shares of hidden pixels at which a repair is doubtful
@@ -112,7 +111,7 @@ class Report:
             new = self.after.get(name)
             rows.append((name, "average", old.average, new and new.average))
             rows += [(name, self.classes[i], value, new and new.classes[i]) for i, value in old.classes.items()]
-            if old.groups != old.classes:
+            if (old.groups, new and new.groups) != (old.classes, new and new.classes):
                 rows += [(name, f"group {i}", value, new and new.groups[i]) for i, value in old.groups.items()]
         table = pandas.DataFrame(rows, columns=["data set", "accuracy of", "before", "after"])
         return table if self.after else table.drop(columns="after")  # of a preview

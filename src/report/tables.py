@@ -72,17 +72,10 @@ def holes(rows: pandas.DataFrame, across: str, value: str = "malicious") -> pand
     return table.loc[rows["masks"].unique(), rows[across].unique()].rename_axis(columns=None).reset_index()
 
 
-def selective(rows: pandas.DataFrame, coverages: Sequence[float], reported: dict[str, dict[float, float]]
-              ) -> pandas.DataFrame:
-    """Selective classification: the error among the answers, and in brackets the coverage that came of it.
-
-    rows: one for each method and seed; reported: {whose: {coverage: error}}, figures of others set below.
-    """
-    titles, lines = {coverage: f"error at {coverage:.0%}" for coverage in coverages}, []
-    for method, own in rows.groupby("method", sort=False):
-        lines.append({"score of": method, **{
-            title: f"{mean_std(own[f'error_{coverage}'], 2)} ({100 * own[f'coverage_{coverage}'].mean():.1f})"
-            for coverage, title in titles.items()}, "AURC × 100": mean_std(own["aurc"], 2)})
-    lines += [{"score of": whose, **{titles[coverage]: f"{100 * error:.2f}" for coverage, error in errors.items()}}
-              for whose, errors in reported.items()]
-    return pandas.DataFrame(lines).fillna("")
+def selective(rows: pandas.DataFrame, coverages: Sequence[float]) -> pandas.DataFrame:
+    """Selective classification: the error among the answers, and in brackets the coverage that came of it."""
+    return pandas.DataFrame([{"score of": method, **{
+        f"error at {coverage:.0%}": f"{mean_std(own[f'error_{coverage}'], 2)} "
+                                    f"({100 * own[f'coverage_{coverage}'].mean():.1f})"
+        for coverage in coverages}, "AURC × 100": mean_std(own["aurc"], 2)}
+        for method, own in rows.groupby("method", sort=False)])
