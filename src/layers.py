@@ -39,7 +39,8 @@ def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | Non
         TypeError, ValueError: the model or the images are not of that kind.
     """
     check_images(images)
-    model = copied(model if isinstance(model, Classifier) and mean is std is None else Classifier(model, None, mean, std))
+    ready = isinstance(model, Classifier) and mean is std is None
+    model = copied(model if ready else Classifier(model, None, mean, std))
     device = next((weight.device for weight in model.model.parameters()), images.device)
     layers = {name: part for name, part in model.model.named_modules() if name and not isinstance(part, nn.Identity)}
     with evaluating(model), torch.enable_grad():
@@ -109,9 +110,8 @@ def worth(model: Classifier, images: Tensor, layers: dict[str, layout.Reading], 
         outputs, logits = layout.outputs_of(model, parts, pixels(few).requires_grad_())
         guesses.append(logits.argmax(1))
         parts = {name: parts[name] for name in outputs}  # without those that a model calls for some images alone
-        of = list(outputs.values())
-        gradients = of and torch.autograd.grad(logits.amax(1).sum(), of, materialize_grads=True)
-        for name, output, gradient in zip(outputs, of, gradients, strict=True):
+        gradients = outputs and torch.autograd.grad(logits.amax(1).sum(), [*outputs.values()], materialize_grads=True)
+        for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
             heat = heat_of(layers[name](output.detach()), layers[name](gradient), images.shape[2:])
             hidden[name].append(hottest(heat, k))
     found = {}
