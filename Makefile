@@ -22,8 +22,7 @@ lab: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-		tests/test_notebook.py tests/test_study.py tests/test_parallel.py tests  # the longest first
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # in the order of conftest.py
 
 test-long: .venv/ready
 	$(BIN)/python -m pip install --disable-pip-version-check transformers medmnist

@@ -24,6 +24,10 @@ torch.set_num_threads(1)  # as the project trains; then two ways to one result a
 prepare()
 
 
+def pytest_collection_modifyitems(items):  # the longest first, so that no process waits long for the other's last
+    items.sort(key=lambda item: item.path.stem not in ("test_notebook", "test_study", "test_parallel"))
+
+
 @pytest.fixture(scope="session")
 def setting():
     """The random digits setting, shortened to three epochs with the LR halved at the third."""

@@ -98,6 +98,9 @@ def test_a_view_equals_resized_crop_and_a_flip_mirrors_it(images, side):
     mixed = torch.cat([plain[:4], rows(*BOXES[4:], flipped=1.0)])
     view = augment(images, plain)
     torch.testing.assert_close(augment(images, mixed), torch.cat([view[:4], view[4:].flip(3)]), atol=1e-6, rtol=0)
+    for shape in ((7, 9), (1, 9), (9, 8), (8,), (8, 3)):
+        with pytest.raises(ValueError, match=r"expected drawn to be \(8, 9\)"):
+            augment(images, torch.ones(shape))
 
 
 def test_colours_equal_torchvisions(images):
@@ -123,12 +126,6 @@ def test_an_image_does_not_depend_on_its_batch(augment, layout):
     for index in ([0], [7, 2], [4, 4, 4, 4, 1, 0, 3]):
         assert torch.equal(augment(images[index].contiguous(memory_format=layout), drawn[index]), all_at_once[index])
     assert torch.equal(images, before)
-
-
-@pytest.mark.parametrize("shape", [(7, 9), (1, 9), (9, 8), (8,), (8, 3)])
-def test_a_table_of_another_length_is_refused(images, shape):
-    with pytest.raises(ValueError, match=r"expected drawn to be \(8, 9\)"):
-        Augmentation()(images, torch.ones(shape))
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (20, 31)])

@@ -259,9 +259,8 @@ def holes():
     (alone, low), (wide, _) = (full["mnist-random", f"MaskTune, {remedy}"] for remedy in ("decoys", "grown"))
     yield f"Decoys alone end at {alone}%, lowest {low}%, at 1% random; masks that are only wider at {wide}%"
     most = [whole.get_group((setting.name, f"{quiet}, smooth")) for setting in MNIST]
-    each = [percent(values.mean()) for values in most]
-    yield (f"have no run below {percent(min(values.min() for values in most))}%, and means of {each[0]}, {each[1]} and "
-           f"{each[2]}%")
+    yield "have no run below {}%, and means of {}, {} and {}%".format(*map(percent, (
+        min(values.min() for values in most), *(values.mean() for values in most))))
     white = [means[0.0, masks, "white"] for masks in ("MaskTune", quiet)]
     photos = tables.remedied(study.shipped("results", settings=MARKS[:1])).groupby("masks")["malicious"].mean()
     marked = [percent(photos[masks]) for masks in ("MaskTune", quiet)]
