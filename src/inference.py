@@ -53,9 +53,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             weight.requires_grad = False
         yield
     finally:
-        for module, mode in modes:  # a block before its parts; one may do more than note its mode, as LoRA does
-            module.train(mode)
-        for module, mode in modes:
+        for module, mode in modes:  # a block before its parts, which mostly puts them back, too
+            if module.training != mode:
+                module.train(mode)  # it may do more than note its mode, as LoRA does, or nothing at all
             module.training = mode
         for weight in learning:
             weight.requires_grad = True

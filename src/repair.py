@@ -118,9 +118,8 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
                                  "data": digest([labels, images]), "functions": own}
             state = load_or_run(Path(checkpoint).expanduser(), config, int(epochs * iterations), fresh, advance)
         report = Report.of(old, state.masks, sets, before, settings, state.model, scores, state.history)
-        own = unwrapped(model)
-        theirs = dict([*own.named_parameters(), *own.named_buffers()])
-        repaired = state.model.model.to(next(own.parameters()).device)
+        theirs = dict([*unwrapped(model).named_parameters(), *unwrapped(model).named_buffers()])
+        repaired = state.model.model.to(next(iter(theirs.values())).device)
         repaired.eval()  # which may return nothing
         for name, new in (*repaired.named_parameters(), *repaired.named_buffers()):
             given = theirs.get(name, new)  # a buffer may be made by the first forward pass

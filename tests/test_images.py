@@ -94,8 +94,6 @@ def test_names_that_are_no_text_or_a_formula(tmp_path):
         assert load_folder(tmp_path / "train", 8, cache=tmp_path / names[-1]).classes == tuple(names)
 
 
-# files as cameras and programs write them
-
 CORNERS = torch.tensor([[0, 80], [160, 255]], dtype=torch.uint8).repeat_interleave(8, 0).repeat_interleave(12, 1)
 
 

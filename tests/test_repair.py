@@ -146,11 +146,14 @@ def test_a_repair_goes_on_where_it_was_interrupted(shortcut, tmp_path):
     loaded, again = run(model, checkpoint=path)
     assert equal(loaded, resumed)
     assert torch.equal(again.masks[:], report.masks[:])
-    other, changed, before = copy.deepcopy(model), replace(few, images=few.images.clone()), path.read_bytes()
-    other[1].eval()  # a BatchNorm
+    other, frozen, changed = copy.deepcopy(model), copy.deepcopy(model), replace(few, images=few.images.clone())
+    before = path.read_bytes()
+    nn.init.zeros_(other[-1].weight)
+    frozen[1].eval()  # a BatchNorm
     changed.images[1] = 0  # one of all
-    for one, options, said in ((model, {"k": 1}, r"\(k: "), (other, {}, r"\(model: "), (model, {"data": changed},
-                               r"\(data: "), (model, {"augment": lambda batch: batch}, "functions: ")):
+    for one, options, said in (
+            (model, {"k": 1}, r"\(k: "), (other, {}, r"\(model: "), (frozen, {}, r"\(model: "),
+            (model, {"data": changed}, r"\(data: "), (model, {"augment": lambda batch: batch}, "functions: ")):
         with pytest.raises(CheckpointError, match=said):
             run(one, **options, checkpoint=path)
     assert path.read_bytes() == before

@@ -74,8 +74,9 @@ def holes(rows: pandas.DataFrame, across: str, value: str = "malicious") -> pand
 
 def selective(rows: pandas.DataFrame, coverages: Sequence[float]) -> pandas.DataFrame:
     """Selective classification: the error among the answers, and in brackets the coverage that came of it."""
-    return pandas.DataFrame([{"score of": method, **{
-        f"error at {coverage:.0%}": f"{mean_std(own[f'error_{coverage}'], 2)} "
-                                    f"({100 * own[f'coverage_{coverage}'].mean():.1f})"
-        for coverage in coverages}, "AURC × 100": mean_std(own["aurc"], 2)}
-        for method, own in rows.groupby("method", sort=False)])
+    lines = []
+    for method, own in rows.groupby("method", sort=False):
+        errors = {f"error at {at:.0%}": f"{mean_std(own[f'error_{at}'], 2)} ({100 * own[f'coverage_{at}'].mean():.1f})"
+                  for at in coverages}
+        lines.append({"score of": method, **errors, "AURC × 100": mean_std(own["aurc"], 2)})
+    return pandas.DataFrame(lines)
