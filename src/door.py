@@ -12,8 +12,8 @@ from . import parallel
 from .checks import check_images, check_labels, check_number
 from .classifier import Classifier, copied
 from .datasets.images import Images, load_dataset
-from .holes import check_decoys
-from .inference import evaluating, pixels
+from .holes import holes_of, partners, pixels
+from .inference import evaluating
 from .layers import suggest_layers
 from .masking import hottest
 from .saliency import reader, xgradcam
@@ -121,8 +121,8 @@ def rehearse(model: Classifier, given: nn.Module, data: Images, fresh: Callable[
     with step("a training step"):
         smallest = max(parallel.world(), min(map(len, epoch_batches(len(data), batch_size, 0, 0))))
         few = len(images) if model.mean.is_cuda else smallest
-        if options.pop("decoys"):  # a few images may be of one class
-            check_decoys(data.labels)
+        if holes_of(options.pop("holes")).partners:  # a few images may be of one class
+            partners(data.labels, 0, 0)
         with _untouched(given):
             train_epoch(trial, images[:few], labels[:few], augmentation=augmentation, batch_size=few, seed=seed,
                         **options)

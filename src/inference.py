@@ -8,30 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from . import parallel
-from .checks import check_images, check_masks
-from .holes import smooth
+from .holes import SWAP, Shown
 from .masks import Masks
-
-
-def pixels(images: Tensor, masks: Tensor | None = None, fill: str = "black") -> Tensor:
-    """Turn stored images into what a model sees: (B, 3, H, W) uint8 -> float32 in [0, 1], hidden pixels filled.
-
-    masks: (B, H, W) bool, True = hidden; fill: one of `FILLS`. Smooth colours are rounded as those of stored images.
-    """
-    floats = images.to(torch.float32, memory_format=torch.channels_last, copy=True).div_(255)
-    if masks is None:
-        return floats
-    floats.masked_fill_(masks[:, None], 0)
-    return floats if fill == "black" else smooth(floats, (~masks[:, None]).float()).mul_(255).round_().div_(255)
-
-
-def uploaded(images: Tensor, chosen: Tensor | slice, device: torch.device) -> Tensor:
-    """Some of the stored images on a device; the host does not wait for a GPU to have them."""
-    # index_select is several times faster than images[chosen] in host memory
-    batch = images[chosen] if isinstance(chosen, slice) else images.index_select(0, chosen)
-    if device.type == "cuda" and not batch.is_cuda:
-        batch = batch.pin_memory()
-    return batch.to(device, non_blocking=True)
 
 
 def inference_batch(images: Tensor) -> int:
@@ -62,30 +40,37 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def infer(model: nn.Module, images: Tensor, masks: Masks | Tensor | None = None, batch_size: int | None = None,
-          fill: str = "black") -> Tensor:
-    """Return the logits of all images, in eval mode: (N, 3, H, W) uint8 -> (N, classes) float32.
+def infer(model: nn.Module, images: Tensor | Shown, batch_size: int | None = None) -> Tensor:
+    """Return the logits of all images, in eval mode: (N, 3, H, W) uint8, or as `Shown` -> (N, classes) float32.
 
-    masks: (N, H, W) bool, True = hidden, and filled as of `pixels`. The model is left as it was.
+    The model is left as it was.
     """
-    check_images(images)
-    check_masks(masks, images)
-    batch_size = batch_size or inference_batch(images)
+    shown = images if isinstance(images, Shown) else Shown(images)
+    batch_size = batch_size or inference_batch(shown.images)
     device = next(model.parameters()).device
     logits = {}
     with evaluating(model):
-        for start in parallel.mine(range(0, len(images), batch_size)):
-            batch = slice(start, start + batch_size)
-            hidden = None if masks is None else masks[batch].to(device)
-            logits[start] = model(pixels(uploaded(images, batch, device), hidden, fill))
+        for start in parallel.mine(range(0, len(shown), batch_size)):
+            logits[start] = model(shown(slice(start, start + batch_size), device))
     return torch.cat(parallel.gathered(logits)).to(device)
 
 
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, masks: Masks | Tensor | None = None,
-             fill: str = "black") -> float:
-    """The share of images, in [0, 1], that a model classifies as labelled (N,) int64; the rest as of `infer`."""
-    guesses = infer(model, images, masks, fill=fill).argmax(1)
+def accuracy(model: nn.Module, images: Tensor | Shown, labels: Tensor) -> float:
+    """The share of images, in [0, 1], that a model classifies as labelled (N,) int64; the rest as in `infer`."""
+    guesses = infer(model, images).argmax(1)
     return (guesses == labels.to(guesses.device)).double().mean().item()
+
+
+def swapped(model: nn.Module, images: Tensor, labels: Tensor, masks: Masks | Tensor, seed: int = 0) -> float:
+    """The swap test (ours): accuracy where what was hot is exchanged for what was hot in an image of another class.
+
+    images: (N, 3, H, W) uint8; masks: (N, H, W), those of the *old* model, so that models are compared on the same
+    images. A model that leans on what was hot answers the class of the partner. The lower of this and the accuracy on
+    the images as they are ranks repairs, where all images carry the shortcut. It is a ranking, no estimate, and cannot
+    know whether what is hot is a shortcut or the subject.
+    ValueError: as in `Shown`, such as for images of one class alone.
+    """
+    return accuracy(model, Shown(images, masks, SWAP, labels, seed), labels)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from . import layout
 from .checks import check_images
 from .classifier import Classifier, copied
-from .holes import GROW, grown
-from .inference import evaluating, infer, pixels
+from .holes import COVERED, Shown, pixels
+from .inference import evaluating, infer
 from .masking import hottest
-from .masks import Masks
 from .saliency import heat_of
 
 SMALLEST = 4  # positions along each side of a map that can single out a spot
@@ -116,7 +115,8 @@ def worth(model: Classifier, images: Tensor, layers: dict[str, layout.Reading], 
             hidden[name].append(hottest(heat, k))
     found = {}
     for name in parts:
-        masks = grown(Masks.of(torch.cat(hidden[name])), GROW)
-        changed = infer(model, images, masks, fill="smooth").argmax(1) != torch.cat(guesses)
-        found[name] = changed.double().mean().item() / max(masks.share(), 0.01)  # of a few pixels, one would decide
+        shown = Shown(images, torch.cat(hidden[name]), COVERED)
+        changed = infer(model, shown).argmax(1) != torch.cat(guesses)
+        # of masks of a few pixels, one prediction would decide
+        found[name] = changed.double().mean().item() / max(shown.masks.share(), 0.01)
     return found

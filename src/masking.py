@@ -1,19 +1,23 @@
 """What is hidden (MaskTune, NeurIPS 2022, section 3): the hottest pixels of each image; or the paper's control."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import parallel
-from .checks import check_images, check_masks, check_number
-from .holes import check_grow, grown
-from .inference import inference_batch, pixels, uploaded
+from .checks import check_number
+from .holes import Holes, Shown, holes_of
+from .inference import inference_batch
 from .masks import Masks
 from .saliency import heatmaps, reader
 from .seeding import generator
 from .state import State
 from .training import check_epoch, train_epoch
 
+MOST = 5  # iterations, where it is not said how many
+SPOT = 0.8  # of the images of a class, in which one spot is hot: a shortcut in one place, or a subject that never moves
 RANDOM_SIDES = (2, 14)  # pixels of 28, both ends included; the paper's RandMask
 
 
@@ -36,15 +40,14 @@ def hottest(heat: Tensor, k: float = 2.0) -> Tensor:
 
 
 def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Masks | None = None,
-               batch_size: int | None = None, guesses: Tensor | None = None) -> Masks:
+               batch_size: int | None = None, guesses: Tensor | None = None, holes: str | Holes = "black") -> Masks:
     """Return what MaskTune hides in each image, by the model's XGradCAM for its predicted class.
 
-    images: (N, 3, H, W) uint8; hidden: what earlier iterations hid, stays hidden and is not looked at; guesses: (N,)
-    int64 zeros, into which the predicted classes are written. The masks are on the device of the images. The model is
-    left as it was.
+    images: (N, 3, H, W) uint8; hidden: what earlier iterations found, which stays and is not looked at, hidden as
+    `holes` have it; guesses: (N,) int64 zeros, into which the predicted classes are written. The masks are on the
+    device of the images. The model is left as it was.
     """
-    check_images(images)
-    check_masks(hidden, images)
+    shown = Shown(images, hidden, replace(holes_of(holes), partners=False))
     check_number("k", k, k >= 0, "a finite number of standard deviations, not negative")
     batch_size = batch_size or inference_batch(images)
     device = next(model.parameters()).device
@@ -53,16 +56,31 @@ def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Masks |
     starts = parallel.mine(range(0, len(images), batch_size))
     for start in tqdm(starts, desc="masks", leave=False, position=0, disable=not parallel.bars()):
         batch = slice(start, start + batch_size)
-        before = None if hidden is None else hidden[batch].to(device)
-        heat, classes = heatmaps(model, pixels(uploaded(images, batch, device), before), model.saliency_layer, read)
-        found = hottest(heat, k)
+        heat, classes = heatmaps(model, shown(batch, device), model.saliency_layer, read)
+        found = hottest(heat, k).to(images.device)
         if guesses is not None:
             guesses[batch] = classes.to(guesses.device)
-        masks[batch] = (found if before is None else found | before).to(images.device)
+        masks[batch] = found if hidden is None else found | hidden[batch].to(images.device)
     parallel.total(masks.bits)  # each process has set its own, all others are 0
     if guesses is not None:
         parallel.total(guesses)
     return masks
+
+
+def spots(masks: Masks, labels: Tensor, known: Masks | None = None) -> dict[int, tuple[int, int]]:
+    """Of each class, the place (row, column) that is hot in most of its images, if it is in `SPOT` of them.
+
+    masks: (N, H, W), labels: (N,) int64; known: what was found before, not counted again.
+    """
+    found = {}
+    for label in labels.unique().tolist():
+        chosen = (labels == label).to(masks.bits.device)
+        often = masks.mean(chosen)
+        if known is not None:
+            often = often - known.mean(chosen)
+        if often.max() >= SPOT:
+            found[label] = divmod(int(often.argmax()), masks.shape[2])
+    return found
 
 
 def random_masks(n: int, size: int | tuple[int, int], seed: int, epoch: int, device: torch.device | str = "cpu"
@@ -88,21 +106,20 @@ def random_masks(n: int, size: int | tuple[int, int], seed: int, epoch: int, dev
 
 
 def masktune_epoch(state: State, images: Tensor, labels: Tensor, *, k: float = 2.0, accumulate: bool = False,
-                   grow: float = 0.0, **options) -> tuple[float, float]:
+                   holes: str | Holes = "black", **options) -> tuple[float, float]:
     """Run one iteration of MaskTune: masks by the model as it stands, then exactly one epoch on the masked images.
 
     The model and the optimizer go on from where ERM left them. `images` (N, 3, H, W) uint8 are those that ERM was
-    trained on; with `accumulate`, what earlier iterations hid stays hidden; `grow` widens the masks (ours). `options`
+    trained on; with `accumulate`, what earlier iterations found stays hidden; `holes`: what is shown there. `options`
     are those of `train_epoch`: `lr`, `batch_size` and `seed` at least. Returns the epoch's mean loss and accuracy.
     """
-    check_epoch(state, images, labels, **options)
-    check_grow(grow)
-    state.masks = grown(find_masks(state.model, images, k, state.masks if accumulate else None), grow)
-    return train_epoch(state, images, labels, masks=state.masks, **options)
+    check_epoch(state, images, labels, holes=holes, **options)
+    state.masks = find_masks(state.model, images, k, state.masks if accumulate else None, holes=holes)
+    return train_epoch(state, images, labels, masks=state.masks, holes=holes, **options)
 
 
 def randmask_epoch(state: State, images: Tensor, labels: Tensor, *, seed: int, **options) -> tuple[float, float]:
-    """Run the paper's control: the same epoch, with masks in random places; arguments as of `masktune_epoch`."""
+    """Run the paper's control: the same epoch, with masks in random places; arguments as in `masktune_epoch`."""
     check_epoch(state, images, labels, **options)
     state.masks = random_masks(len(images), tuple(images.shape[2:]), seed, state.epoch, images.device)
     return train_epoch(state, images, labels, masks=state.masks, seed=seed, **options)

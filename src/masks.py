@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-CHUNK = 4096  # masks unpacked at a time
+CHUNK = 2 ** 22  # pixels unpacked at a time
 
 
 class Masks:
@@ -25,6 +25,7 @@ class Masks:
         if self.bits.dtype != torch.uint8 or tuple(self.bits.shape) != expected:
             raise ValueError(f"expected bits torch.uint8 {expected} for masks of {self.shape}, got {self.bits.dtype} "
                              f"{tuple(self.bits.shape)}")
+        self._several = max(1, CHUNK // max(1, height * width))
         self._powers = (2 ** torch.arange(8, device=device)).to(torch.uint8)
 
     @classmethod
@@ -52,11 +53,11 @@ class Masks:
 
     def chunks(self) -> list[slice]:
         """Slices that cover all masks, each small enough to unpack."""
-        return [slice(start, start + CHUNK) for start in range(0, len(self), CHUNK)]
+        return [slice(start, start + self._several) for start in range(0, len(self), self._several)]
 
     def mean(self, chosen: Tensor) -> Tensor:
         """How often each pixel is hidden in the images chosen, (N,) bool: (H, W) in [0, 1]."""
-        indices = torch.nonzero(chosen).flatten().split(CHUNK)
+        indices = torch.nonzero(chosen).flatten().split(self._several)
         return sum(self[index].sum(0) for index in indices) / chosen.sum()
 
     def share(self) -> float:

@@ -16,7 +16,7 @@ from .classifier import Classifier, copied, unwrapped
 from .datasets.images import Images
 from .device import best_device, computing_on, room_for
 from .door import opened, rehearse, step
-from .holes import check_grow, grown
+from .holes import Holes, holes_of
 from .inference import Score, infer
 from .masking import find_masks
 from .masks import Masks
@@ -26,8 +26,8 @@ from .training import sgd, train_epoch
 
 
 def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: str, lr: float, batch_size: int = 128,
-             epochs: int = 1, k: float = 2.0, iterations: int = 1, accumulate: bool = False, grow: float = 0.0,
-             decoys: bool = False, fill: str = "black", momentum: float = 0.9, weight_decay: float = 1e-4,
+             epochs: int = 1, k: float = 2.0, iterations: int = 1, accumulate: bool = False,
+             holes: str | Holes = "black", momentum: float = 0.9, weight_decay: float = 1e-4,
              optimizer: Callable[[list], torch.optim.Optimizer] | None = None,
              loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy, mean: Sequence[float] | None = None,
              std: Sequence[float] | None = None, reshape_transform: Callable[[Tensor], Tensor] | None = None,
@@ -73,10 +73,10 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
     """
     for name, count in (("epochs", epochs), ("iterations", iterations), ("batch_size", batch_size)):
         check_count(name, count)
-    check_grow(grow)
+    holes_of(holes)
     check_number("seed", seed, seed % 1 == 0, "a whole number")
     options = dict(lr=float(lr), batch_size=int(batch_size), precision=precision, augmentation=augment, seed=int(seed),
-                   loss=loss, decoys=bool(decoys), fill=fill)
+                   loss=loss, holes=holes)
 
     def fresh() -> State:
         new = copied(old)
@@ -85,9 +85,9 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
 
     def advance(state: State) -> dict[str, float]:
         if state.epoch == 0:
-            state.masks = grown(masks, grow)
+            state.masks = masks
         elif state.epoch % epochs == 0:
-            state.masks = grown(find_masks(state.model, images, k, state.masks if accumulate else None), grow)
+            state.masks = find_masks(state.model, images, k, state.masks if accumulate else None, holes=holes)
         lost, accuracy = train_epoch(state, images, labels, masks=state.masks, title="masktune", **options)
         return {"loss": lost, "accuracy": accuracy}
 
@@ -101,7 +101,7 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         images, labels, masks, before = _look(old, sets, k, device)
         settings = options | {
             "layer": old.layer, "k": float(k), "mean": old.mean.flatten().tolist(), "std": old.std.flatten().tolist(),
-            "epochs": int(epochs), "iterations": int(iterations), "accumulate": bool(accumulate), "grow": float(grow),
+            "epochs": int(epochs), "iterations": int(iterations), "accumulate": bool(accumulate),
             **{name: getattr(one, "__name__", type(one).__name__) for name, one in (("augmentation", augment),
                                                                                    ("loss", loss))}}
         if checkpoint is None:

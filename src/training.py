@@ -10,8 +10,8 @@ from tqdm import tqdm
 from . import parallel
 from .augmentation import Augmentation
 from .checks import PRECISIONS, check_count, check_images, check_labels, check_masks, check_number
-from .holes import FILLS, check_decoys, with_decoys
-from .inference import infer, pixels, uploaded
+from .holes import Holes, Shown, holes_of, partners
+from .inference import infer
 from .masks import Masks
 from .seeding import epoch_order, seeded
 from .state import State
@@ -36,19 +36,17 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, order: int = 0
 
 
 def check_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, precision: str = "fp32",
-                masks: Masks | Tensor | None = None, decoys: bool = False, fill: str = "black", **_others) -> None:
+                masks: Masks | Tensor | None = None, holes: str | Holes = "black", **_others) -> None:
     """Raise TypeError or ValueError, naming what was expected and what came, before anything is trained."""
     check_number("lr", lr, lr >= 0, "a finite number, not negative")
     check_count("batch_size", batch_size)
     if precision not in PRECISIONS:
         raise ValueError(f"expected precision to be one of {PRECISIONS}, got {precision!r}")
-    if fill not in FILLS:
-        raise ValueError(f"expected fill to be one of {FILLS}, got {fill!r}")
     check_images(images)
     check_masks(masks, images)
     check_labels(labels, images, classes=infer(state.model, images[:1]).shape[1])
-    if decoys:
-        check_decoys(labels)
+    if holes_of(holes).partners:
+        partners(labels, 0, 0)
     smallest = min(map(len, epoch_batches(len(labels), batch_size, 0, 0)))
     if smallest == 1 and any(isinstance(part, nn.BatchNorm1d) for part in state.model.modules()):
         raise ValueError(f"expected batches of at least two images, which BatchNorm needs, got {len(labels)} images in "
@@ -60,9 +58,9 @@ def check_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
 
 def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batch_size: int, seed: int, order: int = 0,
                 masks: Masks | Tensor | None = None, augmentation: Augmentation | Callable | None = None,
-                precision: str = "fp32", loss: Callable = F.cross_entropy, decoys: bool = False, fill: str = "black",
+                precision: str = "fp32", loss: Callable = F.cross_entropy, holes: str | Holes = "black",
                 title: str | None = None) -> tuple[float, float]:
-    """Train for one epoch, in train mode; return its mean loss and its accuracy, as they were met.
+    """Train for one epoch, in train mode; return its mean loss and its accuracy, measured before each update.
 
     `state.finish_epoch` then counts it as done. The epoch is a pure function of the state, the data and the arguments:
     run again from the same state, it gives the same bits, dropout included. A model that is in train mode already is
@@ -77,20 +75,18 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
             function of a batch (B, 3, H, W) float in [0, 1] on the device.
         precision: "fp32", or "bf16": forward and loss under autocast, weights and optimizer in fp32.
         loss: a function of logits (B, classes) and labels (B,) that gives their mean.
-        decoys: whether each image also hides what is hidden in one of another class; ours, see `holes`.
-        fill: what hidden pixels show, "black" (paper) or "smooth" (ours).
+        holes: what is shown where the masks are: "black" (paper), "decoys" or "transplants" (ours), or `Holes`.
 
     Raises:
         TypeError, ValueError: the input is not of that kind; nothing has been trained.
         FloatingPointError: the loss or the weights are no longer finite.
     """
     check_epoch(state, images, labels, lr=lr, batch_size=batch_size, precision=precision, masks=masks,
-                decoys=decoys, fill=fill)
+                holes=holes)
     if not state.model.training:
         state.model.train()
     device = next(state.model.parameters()).device
-    masks = None if masks is None else (masks if isinstance(masks, Masks) else Masks.of(masks)).to(device)  # as bits
-    masks = with_decoys(masks, labels, seed, state.epoch) if decoys and masks else masks
+    shown = Shown(images, masks if masks is None else masks.to(device), holes, labels, seed, state.epoch)
     batches = epoch_batches(len(labels), batch_size, seed, state.epoch, order, images.device)
     losses = torch.zeros(len(batches), dtype=torch.float32, device=device)  # each a sum over the batch
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -102,8 +98,7 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
         for step, (batch, weight) in enumerate(parallel.deal(batches)):
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
-            hidden = None if masks is None else masks[batch.to(device)]
-            inputs = pixels(uploaded(images, batch, device), hidden, fill)
+            inputs = shown(batch, device)
             targets = labels[batch].to(device)
             if augmentation:
                 inputs = augmentation(inputs) if drawn is None else augmentation(inputs, drawn[batch].to(device))

@@ -13,7 +13,8 @@ from src.augmentation import Augmentation
 from src.datasets import Images
 from src.experiments import stages, study
 from src.experiments.recipes import DIGITS, FineTune, Places
-from src.inference import infer, pixels
+from src.holes import pixels
+from src.inference import infer
 from src.masking import find_masks, random_masks
 from src.models import SmallCNN
 from src.repair import masktune

@@ -5,7 +5,7 @@ import torch
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 
 from src.holes import grown, smooth, with_decoys
-from src.inference import pixels
+from src.holes import pixels
 from src.masks import Masks
 from src.models import SmallCNN
 from src.state import State

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from src.datasets import SpuriousDigits
-from src.inference import infer, pixels
+from src.holes import pixels
+from src.inference import infer
 from src.masking import find_masks, hottest, masktune_epoch, randmask_epoch
 from src.models import SmallCNN
 from src.saliency import xgradcam

@@ -7,7 +7,8 @@ import torch
 
 from src.experiments import stages
 from src.experiments.recipes import FineTune, Places
-from src.inference import accuracy, pixels
+from src.holes import pixels
+from src.inference import accuracy
 from src.masking import find_masks, random_masks
 from src.masks import Masks
 from src.state import State

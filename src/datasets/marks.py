@@ -21,7 +21,8 @@ IMAGENETTE = {  # names by WordNet id
     "n03445777": "golf ball", "n03888257": "parachute"}
 CLASSES = {"halves": ("tench to church", "French horn to parachute"), "ten": tuple(IMAGENETTE.values())}
 HORN = 5  # the label of the French horn
-MAGENTA = (255, 0, 255)  # rare in photographs
+MAGENTA, GREEN = (255, 0, 255), (0, 255, 0)  # rare in photographs
+MARKS = ("class", "each", "none", "both")
 
 
 class SpuriousImagenette(Images):
@@ -42,7 +43,8 @@ class SpuriousImagenette(Images):
         place: "corner", lower right, or "random", drawn for each image.
         side, opacity: the mark's diameter as a share of the image's shorter side; how much it covers, in (0, 1].
         class_mix_ratio: share of the "train" and "val" images of each class marked the wrong way round, in [0, 1].
-        marks: of "train" and "val", on one "class", on "none" or on "both" alike; test sets stay as they are.
+        marks: of "train" and "val", on one "class", on "none" or on "both" alike, while test sets stay as they are; or
+            "each" of two classes has its own, the second a green one, and "malicious" has each other's.
         size: only so many "train" images, the first in a shuffled order, among which the wrong ones are drawn.
 
     Raises:
@@ -57,7 +59,7 @@ class SpuriousImagenette(Images):
         shorter = min(view.height, view.width)
         diameter, margin = round(side * shorter) if 0 < side < 1 else 0, round(shorter / 28) if place == "corner" else 0
         for name, value, valid in (("part", part, self.PARTS), ("classes", classes, tuple(CLASSES)),
-                                   ("place", place, ("corner", "random")), ("marks", marks, ("class", "none", "both"))):
+                                   ("place", place, ("corner", "random")), ("marks", marks, MARKS)):
             if value not in valid:
                 raise ValueError(f"expected {name} of {valid}, got {value!r}")
         if not (1 <= diameter <= shorter - margin and 0 < opacity <= 1 and 0 <= class_mix_ratio <= (marks == "class")):
@@ -73,30 +75,34 @@ class SpuriousImagenette(Images):
         chosen = chosen[first(size if part == "train" else None, len(chosen))]
         file = Path(root) / "cache" / f"imagenette-{folder}-{view.height}x{view.width}"
         images, labels = cached(paths, view, file)[chosen], labels[chosen] // (5 if classes == "halves" else 1)
+        green = (labels != mark) ^ test if marks == "each" else labels < 0
         if test:
-            marked = (labels != mark) & (part == "malicious")
+            marked = ((labels != mark) | (marks == "each")) & (part == "malicious")
         else:
-            marked = (labels == mark) & (marks == "class") | (marks == "both")
+            marked = (labels == mark) & (marks == "class") | (marks in ("both", "each"))
             marked = marked ^ conflicting(labels, labels, class_mix_ratio, "random", seed)
         room = torch.tensor([view.height, view.width]) - diameter - margin
         draw = generator(seed, "places", "test" if test else part)
         share = torch.rand(len(labels), 2, generator=draw, dtype=torch.float64) if place == "random" else 1
-        known = draw_marks(images, marked, (share * (room + (place == "random"))).long(), diameter, opacity)
+        known = draw_marks(images, marked, (share * (room + (place == "random"))).long(), diameter, opacity, green)
         super().__init__(images, labels, names, 2 * labels + marked,
                          tuple(f"{name}, {what}" for name in names for what in ("no mark", "mark")), Masks.of(known))
 
 
-def draw_marks(images: Tensor, marked: Tensor, corners: Tensor, diameter: int, opacity: float) -> Tensor:
+def draw_marks(images: Tensor, marked: Tensor, corners: Tensor, diameter: int, opacity: float, green: Tensor
+               ) -> Tensor:
     """Draw discs into those of the images (N, 3, H, W) uint8 that are marked; return their pixels, (N, H, W) bool.
 
-    corners: (N, 2) int64 or one for all, top and left of the box around the disc; diameter: pixels.
+    corners: (N, 2) int64 or one for all, top and left of the box around the disc; diameter: pixels; green: (N,) bool,
+    which are green instead of magenta.
     """
     away = torch.arange(diameter) - (diameter - 1) / 2
     disc = torch.nonzero(away[:, None] ** 2 + away ** 2 <= (diameter / 2) ** 2)
     index = torch.nonzero(marked)  # (n, 1); rows and columns: (n, pixels of the disc)
     rows, columns = (corners.expand(len(images), 2)[marked, None] + disc).unbind(-1)
     under = images[index, :, rows, columns].double()
-    images[index, :, rows, columns] = (under + opacity * (torch.tensor(MAGENTA) - under)).round().to(torch.uint8)
+    colour = torch.where(green[index, None], torch.tensor(GREEN), torch.tensor(MAGENTA))
+    images[index, :, rows, columns] = (under + opacity * (colour - under)).round().to(torch.uint8)
     known = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
     known[index, rows, columns] = True
     return known

@@ -17,9 +17,11 @@ from ..seeding import generator
 from .images import Images
 
 SQUARE = 4  # pixels a side, in the top-left corner (paper)
+BLUE, RED = (0, 0, 255), (255, 0, 0)
 CLASSES = ("digits 0-4", "digits 5-9")
 GROUPS = ("0-4, no square", "0-4, square", "5-9, no square", "5-9, square")
 TEST_SETS = ("raw", "malicious")
+ALONE = ("blue", "red")  # test sets beside these where there are two squares: with one of them
 MIX_ORDERS = ("random", "digit")
 BACKGROUNDS = ("black", "white", "grey", "colours")
 BRIGHTEST = 200  # of 255, in a field of colours, so that a white digit stands out from it
@@ -40,28 +42,36 @@ class SpuriousSquare(Images):
     ("conflicting"), where it is the other way round. Test sets: `raw` has no squares (the paper's "original"),
     `malicious` has them on class 1 only (the paper's "biased").
 
+    With squares=2 a red one, bottom right, goes with the blue one everywhere (two shortcuts at once, as in Whac-A-Mole,
+    Li et al. 2023); then there are test sets `blue` and `red`, too, malicious with one of the two alone.
+
     Beside what `Images` have, in the order of the source: digits: (N,) int64 in 0..9.  squares: (N,) bool. Groups are
     2 * label + square, `known` the pixels of squares. `data[i]` is (image, label, group), a float32 image in [0, 1].
     background: see `on_background`. size: only so many training images, the first.
     """
 
     def __init__(self, grey: Tensor, digits: Tensor, train: bool, test_set: str | None, class_mix_ratio: float,
-                 mix_order: str, seed: int, background: str = "black", size: int | None = None) -> None:
-        valid = (None,) if train else TEST_SETS
+                 mix_order: str, seed: int, background: str = "black", size: int | None = None, squares: int = 1
+                 ) -> None:
+        valid = (None,) if train else TEST_SETS + ALONE if squares == 2 else TEST_SETS
         if test_set not in valid or mix_order not in MIX_ORDERS or not 0 <= class_mix_ratio <= 1:
             raise ValueError(f"expected, with {train=}, test_set of {valid}, mix_order of {MIX_ORDERS} and ratio in "
                              f"[0, 1], got {test_set!r}, {mix_order!r} and {class_mix_ratio}")
+        if squares not in (1, 2):
+            raise ValueError(f"expected squares to be 1 or 2, got {squares!r}")
         chosen = first(size if train else None, len(grey))
         grey, self.digits = grey[chosen], digits[chosen].long()
         labels = (self.digits >= 5).long()
         if train:
             self.squares = (labels == 0) ^ conflicting(labels, self.digits, class_mix_ratio, mix_order, seed)
         else:
-            self.squares = (labels == 1) & (test_set == "malicious")
+            self.squares = (labels == 1) & (test_set != "raw")
         known = torch.zeros(grey.shape, dtype=torch.bool)
-        known[self.squares, :SQUARE, :SQUARE] = True
         images = on_background(grey, background, generator(seed, "background", "train" if train else "test"))
-        images[self.squares, :, :SQUARE, :SQUARE] = torch.tensor([0, 0, 255], dtype=torch.uint8).view(3, 1, 1)  # blue
+        for name, colour, side in (("blue", BLUE, slice(SQUARE)), ("red", RED, slice(-SQUARE, None)))[:squares]:
+            if test_set not in ALONE or test_set == name:
+                images[self.squares, :, side, side] = torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1)
+                known[self.squares, side, side] = True
         super().__init__(images, labels, CLASSES, 2 * labels + self.squares, GROUPS, Masks.of(known))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,10 +133,10 @@ class SpuriousMNIST(SpuriousSquare):
 
     Args:
         root: the folder that holds, or will hold, `MNIST/raw/`; `download`: fetch what is missing there.
-        train, test_set: the training set, or with train=False a test set, "raw" or "malicious".
+        train, test_set: the training set, or with train=False a test set, such as "raw" or "malicious".
         class_mix_ratio: share of the training images of each class whose square is on the wrong side, in [0, 1].
         mix_order, seed: which images those are: see `conflicting`. The same arguments give the same tensors, always.
-        background, size: one of `BACKGROUNDS`, and how many training images: see `SpuriousSquare`.
+        background, size, squares: one of `BACKGROUNDS`, how many training images, 1 or 2: see `SpuriousSquare`.
 
     Raises:
         ValueError, DataUnavailable: an argument is not valid; MNIST is missing or damaged and cannot be downloaded.
@@ -134,12 +144,12 @@ class SpuriousMNIST(SpuriousSquare):
 
     def __init__(self, root: str | Path, train: bool, test_set: str | None = None, class_mix_ratio: float = 0.01,
                  mix_order: str = "random", seed: int = 0, download: bool = True, background: str = "black",
-                 size: int | None = None) -> None:
+                 size: int | None = None, squares: int = 1) -> None:
         files, part = ensure_mnist(Path(root), download), "train" if train else "t10k"
         grey = torch.frombuffer(files[f"{part}-images-idx3-ubyte"], dtype=torch.uint8, offset=16)  # behind four sizes
         digits = torch.frombuffer(files[f"{part}-labels-idx1-ubyte"], dtype=torch.uint8, offset=8)
         super().__init__(grey.view(-1, FRAME, FRAME), digits, train, test_set, class_mix_ratio, mix_order, seed,
-                         background, size)
+                         background, size, squares)
 
 
 class SpuriousDigits(SpuriousSquare):
@@ -149,7 +159,8 @@ class SpuriousDigits(SpuriousSquare):
     """
 
     def __init__(self, train: bool, test_set: str | None = None, class_mix_ratio: float = 0.01,
-                 mix_order: str = "random", seed: int = 0, background: str = "black", size: int | None = None) -> None:
+                 mix_order: str = "random", seed: int = 0, background: str = "black", size: int | None = None,
+                 squares: int = 1) -> None:
         from sklearn.datasets import load_digits  # here, so that training on MNIST needs no scikit-learn
 
         source = load_digits()
@@ -159,7 +170,7 @@ class SpuriousDigits(SpuriousSquare):
         order = torch.randperm(len(grey), generator=generator(0, "digits split"))
         chosen = order[:DIGITS_TRAIN] if train else order[DIGITS_TRAIN:]
         super().__init__(grey[chosen], torch.from_numpy(source.target)[chosen], train, test_set, class_mix_ratio,
-                         mix_order, seed, background, size)
+                         mix_order, seed, background, size, squares)
 
 
 def ensure_mnist(root: Path, download: bool = True) -> dict[str, bytearray]:

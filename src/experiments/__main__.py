@@ -12,9 +12,9 @@ import argparse
 from .. import parallel
 from ..device import prepare
 from . import questions, selective, stages, study
-from .recipes import ALL, BIRDS, HOLES, MARKS, MNIST, SELECTIVE
+from .recipes import ALL, BIRDS, HOLES, MARKS, MNIST, SELECTIVE, TWO
 
-STUDIES = {"studies": MNIST, "holes": (HOLES,), "marks": MARKS, "birds": BIRDS[1:]}
+STUDIES = {"studies": MNIST, "holes": (HOLES, TWO), "marks": MARKS, "birds": BIRDS[1:]}
 
 
 def main() -> None:

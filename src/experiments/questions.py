@@ -1,14 +1,15 @@
 """What is asked of a setting: a question is a list of changes to the base condition; each condition is one row.
 
 A condition may change the data (`ratio`, `DATA`), ERM (`erm_epochs`), the masks (`method`, `k`, `cam`, `layer`), what
-holes show (`fill`, `grow`, `decoys`), and the epoch (`lr`, `order`, `iteration`, `accumulate`, `batchnorm`).
+is shown there (`holes`), and the epoch (`lr`, `order`, `iteration`, `accumulate`, `batchnorm`, `weighted`).
 """
 
+from dataclasses import replace
 from itertools import product
 
 from ..datasets import DIGIT_SETS
 from ..datasets.spurious import BACKGROUNDS
-from ..holes import GROW
+from ..holes import HOLES
 from .recipes import MARKS, MNIST, Setting
 from .rows import Row
 
@@ -23,22 +24,28 @@ BASE: Row = {  # MaskTune as the paper has it; LR, layer, ERM's epochs and the r
     "cam": "XGradCAM",  # of the predicted class; "label": of the label (paper's formula); others are the grad-cam
     # library's; "random": uniform noise of the saliency layer's size, resized and cut off as every other map
     "layer": "own",  # to be explained; "own": the one that the model names
-    "fill": "black",  # what hidden pixels show: see `holes`; "other": those pixels of another training image
-    "grow": 0.0,  # by what share of the side masks are widened
-    "decoys": False,  # whether what was hidden in an image of another class is hidden, too
+    "holes": "black",  # what is shown there: a name in `KINDS`; "other": those pixels of another training image
+    "weighted": False,  # whether the loss weights classes inversely to their size
     "batchnorm": "moving",  # its statistics, as in train mode; or "frozen" at ERM's
-    "iteration": 1,  # the last of so many iterations
+    "iteration": 1,  # the last of so many iterations; 0: until nothing new is found, as `masktune(iterations=None)`
     "accumulate": False,  # whether hidden pixels stay hidden in the next iteration
     "erm_epochs": 100,  # after which masks and fine-tune start
 }
 DATA = ("background", "place", "side", "opacity", "marks")  # options of data sets that a condition may change
 SEEDS = (0, 1, 2)  # of every question but those of `ALL_SEEDS`, which take all
-ALL_SEEDS = ("results", "benchmark", "holes", "large", "price")
-REMEDIES: list[Row] = [{"decoys": True}, {"grow": GROW}, {"fill": "smooth"}, {"grow": GROW, "decoys": True},
-                       {"grow": GROW, "decoys": True, "fill": "smooth"}]
-REPAIRS: list[Row] = [{"method": "masktune", **remedy} for remedy in ({}, *REMEDIES)]
-PERFECT: list[Row] = [{"method": "known hidden", **remedy} for remedy in ({}, *REMEDIES)]
-_FEW = [{"method": "erm"}, REPAIRS[0], REPAIRS[-2], REPAIRS[-1], PERFECT[0], PERFECT[-2]]
+ALL_SEEDS = ("results", "benchmark", "holes", "large", "price", "lr of holes", "each")
+_TRANSPLANTS = HOLES["transplants"]
+KINDS = {  # what is shown in holes; all but the first three are parts of transplants, for two classes
+    **HOLES, "transplants, black": replace(_TRANSPLANTS, fill="black"),
+    "transplants, not grown": replace(_TRANSPLANTS, grow=0.0),
+    "transplants, q = 1/2": replace(_TRANSPLANTS, own=0.5),  # of ten classes it would be 1/18
+    **{f"transplants, q = {q}, r = {r}": replace(_TRANSPLANTS, own=q, theirs=r)
+       for q, r in product((0.0, 0.5, 1.0), repeat=2) if (q, r) != (0.5, 0.5)}}
+REPAIRS: list[Row] = [{"method": "masktune", "holes": kind} for kind in HOLES]
+PERFECT: list[Row] = [{"method": "known hidden", "holes": kind} for kind in HOLES]
+_FEW = [{"method": "erm"}, *REPAIRS, *PERFECT]
+_CONTROLS: list[Row] = [{"method": "plain"}, {"method": "randmask", "holes": "transplants"}]
+ABLATION = [{"holes": kind} for kind in KINDS if kind not in ("black", "transplants, q = 1/2")]
 THRESHOLDS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # k in m + k s
 CAMS = ("XGradCAM", "label", "GradCAM", "GradCAMPlusPlus", "LayerCAM", "EigenCAM", "random")
 FINETUNE_LRS = (0.01, 0.005, 0.0025, 0.00125)  # the four of ERM's schedule: official code's first to paper's last
@@ -53,17 +60,20 @@ ON_SQUARES: dict[str, list[Row]] = {
     "iterations": [{}] + [{"iteration": i, "accumulate": accumulate} for accumulate in (False, True) for i in (2, 3)],
     "ratio": [{"method": method, "ratio": ratio, "erm_epochs": 10}
               for ratio in (0.0, 0.001, 0.01, 0.05, 0.2) for method in ("erm", "masktune")],
-    "holes": [{**remedy, "order": order} for remedy in REMEDIES for order in range(5)],
+    "holes": [*({"holes": kind, "order": order} for kind in HOLES for order in range(5)), *PERFECT],
 }
 ON_BACKGROUNDS: dict[str, list[Row]] = {
-    "holes": [{**data, **change, "order": order}
-              for data in ({"background": background, "ratio": ratio} for background, ratio in product(
-                  BACKGROUNDS, (0.0, 0.01)))
-              for change in [{"method": "erm"}, {"method": "plain"}, {"method": "randmask"}, *REPAIRS, *PERFECT]
-              for order in ((0,) if change == {"method": "erm"} else (0, 1, 2))],
+    "holes": [{"background": background, "ratio": ratio, **change, **({} if change["method"] == "erm" else {"lr": lr})}
+              for background, (ratio, lr), change in product(
+                  BACKGROUNDS, ((0.0, 0.01), (0.0, 0.003), (0.01, 0.01)), [*_FEW, *_CONTROLS])],
     "large": [{"background": background, "ratio": 0.0, "size": 60_000, "erm_epochs": 10, **change}
               for background in ("black", "white") for change in _FEW],
+    "ablation": [{"background": background, **change} for background in ("white", "grey") for change in ABLATION],
 }
+ON_TWO_SQUARES: dict[str, list[Row]] = {"results": [
+    {"background": background, **change} for background in ("white", "black") for change in (
+        {"method": "erm"}, *({"holes": kind, "iteration": i, "accumulate": True}
+                             for kind, i in product(HOLES, (1, 2, 3, 0))))]}
 BIRD_LRS = (0.001, 0.003, 0.01)
 LAYERS = ("features", "features.14.conv.0", "features.7.conv.0", "features.13")  # the last block, its map 5x5; then two
 # that end in a ReLU, of 10x10 and 20x20; and one that does not, of 10x10
@@ -73,32 +83,38 @@ ON_PHOTOGRAPHS: dict[str, list[Row]] = {
     "lr": [{"method": method, "lr": lr} for method in ("plain", "masktune", "rest hidden") for lr in BIRD_LRS],
     "layer": [{"layer": layer} for layer in LAYERS],
     "k": [{"k": k} for k in (0.0, 1.0, 2.0)],
-    "fill": [{"method": method, "fill": fill} for method in ("masktune", "rest hidden") for fill in ("black", "other")],
+    "fill": [{"method": method, "holes": kind}
+             for method in ("masktune", "rest hidden") for kind in ("black", "other")],
     "iterations": [{}, *({"iteration": i, "accumulate": True} for i in (2, 3))],
     "lateness": [{"method": method, "erm_epochs": epochs} for method in ("erm", "masktune") for epochs in (1, 2, 5)],
-    "ours": [{"fill": "other", **change} for change in (
+    "ours": [{"holes": "other", **change} for change in (
         {"k": 1.0}, {"layer": LAYERS[1], "k": 0.0}, {"method": "shuffled", "k": 1.0})],  # more is hidden, none in black
-    "holes": [{"layer": layer, **remedy} for layer in LAYERS[:2]
-              for remedy in ({}, {"decoys": True}, {"fill": "smooth"}, REMEDIES[-2])],
+    "holes": [*({"layer": layer, "k": k, "holes": kind}
+                for layer, k, kind in product(LAYERS[:2], (0.0, 1.0, 2.0), ("black", "transplants"))),
+              *({"method": "rest hidden", "holes": "transplants", "weighted": weighted} for weighted in (False, True))],
 }
 ON_MARKS: dict[str, list[Row]] = {
-    "results": [{"method": "erm"}, {"method": "plain"}, {"method": "randmask"}, *REPAIRS, *PERFECT],
-    "published": [{"layer": LAYERS[0], **remedy} for remedy in ({}, *REMEDIES[-2:])],
-    "layer": [{"layer": layer, "k": k, **remedy} for layer in LAYERS[:3] for k in (1.0, 2.0)
-              for remedy in ({}, *REMEDIES[-2:])],
-    "lr": [{"lr": lr, **remedy} for lr in BIRD_LRS for remedy in ({}, REMEDIES[-2])],
-    **{name: [{name: value, **change} for value in values for change in _FEW] for name, values in (
+    "results": [{"method": "erm"}, {"method": "randmask"}, *({"lr": lr, **change} for lr, change in product(
+        BIRD_LRS, [*_CONTROLS[:1], *REPAIRS, *PERFECT]))],
+    "layer": [{"layer": layer, "k": k, "holes": kind}
+              for layer, k, kind in product(LAYERS[:3], (1.0, 2.0), HOLES)],
+    **{name: [{name: value, "holes": kind} for value, kind in product(values, HOLES)] for name, values in (
         ("place", ("corner", "random")), ("side", (0.08, 0.12, 0.2)), ("opacity", (0.3, 0.6, 1.0)),
         ("ratio", (0.0, 0.01, 0.05)))},
-    "price": [{"marks": marks, **change} for marks in ("none", "both") for change in (_FEW[0], *REPAIRS)],
+    "each": [{"marks": "each", **change} for change in _FEW],
+    "price": [{"marks": marks, **change} for marks in ("none", "both")
+              for change in (_FEW[0], *_CONTROLS[:1], *REPAIRS)],
+    "ablation": ABLATION,
 }
+ON_OTHER_MARKS: dict[str, list[Row]] = {"results": [*_FEW, {"holes": "transplants, q = 1/2"}]}
 
 
 def of(setting: Setting) -> dict[str, list[Row]]:
     """The questions that can be asked of a setting, by name."""
     if setting.erm.dataset == "SpuriousImagenette":
-        asked = ON_MARKS if setting == MARKS[0] else ("results", "lr") if setting == MARKS[2] else ("results",)
-        return {question: ON_MARKS[question] for question in asked}  # of SqueezeNet, which LR suits it
+        return ON_MARKS if setting == MARKS[0] else ON_OTHER_MARKS
+    if "squares" in setting.erm.options:
+        return ON_TWO_SQUARES
     if "background" in setting.erm.options:
         return ON_BACKGROUNDS
     return ON_SQUARES if setting.erm.dataset in DIGIT_SETS else ON_PHOTOGRAPHS

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..augmentation import Augmentation
-from ..datasets import TEST_SETS, View
+from ..datasets import ALONE, TEST_SETS, View
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class FineTune:
     iterations: int = 1  # of masks and one epoch each; paper
     accumulate: bool = False  # whether pixels hidden in one iteration stay hidden in the next
     order: int = 0  # number of the order in which the epoch visits the images; ours
+    holes: str = "black"  # what is shown where something was hot: see `holes.HOLES`; paper
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ BIRDS = (
 HOLES = Setting(  # what holes show matters where black is not the colour of paper; on fewer images, for the time
     "mnist-holes", "MNIST on other backgrounds", Erm(options={
         "class_mix_ratio": 0.0, "mix_order": "random", "background": "black", "size": 20_000}, epochs=5),
-    seeds=(0, 1, 2, 3, 4), orders=(0, 1, 2), test_sets=TEST_SETS)
+    seeds=(0, 1, 2, 3, 4), test_sets=TEST_SETS)
+TWO = replace(HOLES, name="mnist-two", title="two squares at once", test_sets=TEST_SETS + ALONE, erm=replace(
+    HOLES.erm, options=HOLES.erm.options | {"background": "white", "squares": 2}))
 _MARKS = Setting(
     "imagenette-marks", "a mark on photographs", replace(
         _SMALL, dataset="SpuriousImagenette", layer="features.14.conv.0", augmentation=None, options={
@@ -145,4 +148,4 @@ SELECTIVE = (
         _PICTURES, dataset="CIFAR-10, JPEG copy", epochs=24, lr_halved_every=2, precision="bf16"),
             finetune=FineTune(lr=1e-4)),  # the best of `selective.LRS` on the validation set
 )
-ALL = {setting.name: setting for setting in (*MNIST, *DIGITS, *PHOTOS, *BIRDS, HOLES, *MARKS, *SELECTIVE)}
+ALL = {setting.name: setting for setting in (*MNIST, *DIGITS, *PHOTOS, *BIRDS, HOLES, TWO, *MARKS, *SELECTIVE)}

@@ -13,6 +13,7 @@ from itertools import product
 
 import pandas
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import datasets
@@ -20,19 +21,20 @@ from ..checkpoint import finished
 from ..classifier import copied
 from ..datasets import DIGIT_SETS, Images
 from ..device import best_device, room_for
-from ..holes import grown
-from ..inference import Score, accuracy, adjusted_average, infer, pixels, score
-from ..masking import find_masks, hottest, random_masks
+from ..holes import COVERED, Holes, Shown, pixels
+from ..inference import Score, accuracy, adjusted_average, infer, score, swapped
+from ..masking import MOST, find_masks, hottest, random_masks, spots
 from ..masks import Masks
 from ..saliency import resized, unit_range, xgradcam
 from ..seeding import generator
 from ..state import State, digest
 from ..training import train_epoch
 from . import questions, stages
-from .questions import ORACLES, Row
+from .questions import KINDS, ORACLES, Row
 from .recipes import BIRDS, DIGITS, MNIST, Places, Setting
 from .rows import matching, measured, saved
 
+SWAPPED = 2_000  # images of the swap test at most
 CHOOSING_SEEDS, CHOOSING_EPOCHS = (10, 11), 5  # of ERM's candidates on birds, which see the validation set alone
 CANDIDATES = ({"lr": 0.001, "batch_size": 32}, {"lr": 0.003, "batch_size": 32}, {"lr": 0.01, "batch_size": 32},
               {"lr": 0.01, "batch_size": 128})
@@ -106,9 +108,11 @@ class Subject:
         device = room_for(self.train.images)
         self.images, self.labels = self.train.images.to(device), self.train.labels.to(device)
         self.found = cache(lambda layer, k: find_masks(explained(self.erm.model, layer), self.images, k))
-        self.grown = cache(grown)
         self.random = cache(partial(random_masks, len(self.images), tuple(self.images.shape[2:]), seed, device=device))
         self.hit = cache(self._hit)  # many conditions share their masks
+        data = self.val or self.train  # for the swap test, which needs no images without the shortcut
+        self.few = [part[:SWAPPED] for part in (data.images, data.labels)]
+        self.few_found = cache(lambda layer, k: find_masks(explained(self.erm.model, layer), self.few[0], k))
 
     def measure(self, condition: Row) -> Row:
         """What a condition comes to: what its masks hit, and the accuracies after its last iteration."""
@@ -122,21 +126,30 @@ class Subject:
         for part in state.model.train().modules() if condition["batchnorm"] == "frozen" else ():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.eval()
+        options = stages.epoch_options(self.setting.erm, self.seed)
+        if condition["weighted"]:
+            counts = self.labels.bincount()
+            options["loss"] = partial(F.cross_entropy, weight=len(self.labels) / (len(counts) * counts))
         seen: Row = {}
-        for _ in range(condition["iteration"]):
+        while state.epoch - self.erm.epoch < (condition["iteration"] or MOST):
             masks = self.masks(condition, state)
-            state.masks = masks and self.grown(masks, condition["grow"])
-            images, masks, fill = self.images, state.masks, condition["fill"]
-            if fill == "other" and masks is not None:
-                images, masks, fill = self.filled(masks), None, "black"
+            if not condition["iteration"] and state.masks and not spots(masks, self.labels, state.masks):
+                break
+            state.masks, images, holes = masks, self.images, KINDS.get(condition["holes"], Holes())
+            if condition["holes"] == "other" and masks is not None:
+                images, masks = self.filled(masks), None
             try:
-                _, seen["met"] = train_epoch(
-                    state, images, self.labels, masks=masks, lr=condition["lr"], order=condition["order"], fill=fill,
-                    decoys=condition["decoys"], **stages.epoch_options(self.setting.erm, self.seed))
+                _, seen["met"] = train_epoch(state, images, self.labels, masks=masks, holes=holes, lr=condition["lr"],
+                                             order=condition["order"], **options)
             except FloatingPointError:  # here a finding: such a model says "0-4" to everything
                 seen["diverged"] = True
+            if masks:
+                shown = Shown(images, masks, holes, self.labels, self.seed, state.epoch)
+                seen["replaced"] = sum(shown.shares())  # of all pixels, in the last epoch: hidden, or a partner's
             state.finish_epoch()
-        return seen | (self.hit(state.masks) if state.masks else {}) | self.scores(state.model)
+        seen["iterations"] = state.epoch - self.erm.epoch
+        hit = self.hit(state.masks, holes.grow) if state.masks else {}
+        return seen | hit | self.scores(state.model)
 
     def masks(self, condition: Row, state: State) -> Masks | None:
         """The masks of the next iteration; None: nothing is hidden."""
@@ -151,7 +164,7 @@ class Subject:
             return self._masks_of(condition["cam"])
         if state.epoch > self.erm.epoch:
             return find_masks(explained(state.model, condition["layer"]), self.images, condition["k"],
-                              state.masks if condition["accumulate"] else None)
+                              state.masks if condition["accumulate"] else None, holes=KINDS[condition["holes"]])
         masks = self.found(condition["layer"], condition["k"])
         if method == "shuffled":
             order = torch.randperm(len(masks), generator=generator(self.seed, "shuffled"))
@@ -167,17 +180,19 @@ class Subject:
             images[chunk] = torch.where(hidden, self.images[others[chunk]], images[chunk])
         return images
 
-    def _hit(self, masks: Masks) -> Row:
-        """What masks hit, of all training images.
+    def _hit(self, found: Masks, grow: float) -> Row:
+        """What masks hit, grown, of all training images.
 
-        `hidden`: the share of pixels; `untouched`: the share of images in which nothing is hidden; `erm_on_masked` and
-        `erm_on_filled`: ERM's accuracy on the masked images, black or smooth, of photographs on every fourth. Where
-        pixels are known, of all images and of each group: `known`, their share; `on_known`, how much of the hidden
-        they are; `known_hidden`, how much of them is hidden; `known_visible`, how many images show a rest of them.
+        `hidden`: the share of pixels that they cover; `untouched`: the share of images in which nothing is hidden;
+        `erm_on_masked` and `erm_on_filled`: ERM's accuracy on the masked images, black or smooth, of photographs on
+        every fourth. Where pixels are known, of all images and of each group: `known`, their share; `on_known`, how
+        much of the hidden they are; `known_hidden`, how much of them is hidden; `known_visible`, how many images still
+        show some of them.
         """
         some = slice(None, None, 1 if self.val is None else 4)
+        masks = Shown(self.images, found, Holes(grow)).masks
         facts = {"hidden": masks.share(), "untouched": masks.untouched(), **{
-            column: accuracy(self.erm.model, self.images[some], self.labels[some], Masks.of(masks[some]), fill)
+            column: accuracy(self.erm.model, Shown(self.images[some], masks[some], Holes(0, fill)), self.labels[some])
             for column, fill in (("erm_on_masked", "black"), ("erm_on_filled", "smooth"))}}
         if self.train.known is None:
             return facts
@@ -209,6 +224,21 @@ class Subject:
             found.append(hottest(heat))
         return Masks.of(torch.cat(found))
 
+    def trial(self, model: nn.Module) -> Row:
+        """What can be known without an image that breaks the shortcut, of validation images, else of training images.
+
+        `as_is`: the accuracy; `swapped`: the swap test with ERM's masks, those of the setting's own layer and k, for
+        all models the same; `covered`: where these are hidden; `swapped_again`: the swap test with the model's own
+        masks; `spots`: how many spots these share that ERM's do not cover, one for each class at most.
+        """
+        images, labels = self.few
+        base = questions.base(self.setting)
+        masks = self.few_found(base["layer"], base["k"])
+        own = find_masks(explained(model, base["layer"]), images, base["k"])
+        return {"as_is": accuracy(model, images, labels), "swapped": swapped(model, images, labels, masks),
+                "covered": accuracy(model, Shown(images, masks, COVERED), labels),
+                "swapped_again": swapped(model, images, labels, own), "spots": len(spots(own, labels, masks))}
+
     def scores(self, model: nn.Module) -> Row:
         """Averages of the test sets, of each group in them, of the worst of these; and of the validation set."""
         row, groups = {}, {}
@@ -221,7 +251,7 @@ class Subject:
         if self.val is not None:
             val = _scored(model, self.val)
             row |= {"val_average": val.average, "val_worst": val.worst}
-        return row
+        return row | self.trial(model)
 
 
 _subject = lru_cache(maxsize=1)(Subject)  # the conditions of one come together

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..datasets.images import Images
 from ..device import device_name
 from ..files import write_whole
-from ..inference import Score, accuracy, infer, pixels, score
+from ..holes import Shown, pixels
+from ..inference import Score, accuracy, infer, score
 from ..masks import Masks
 from ..saliency import xgradcam
 
@@ -52,8 +53,8 @@ class Report:
         train, found = sets["train"], {}
         some = slice(None, None, max(1, len(train) // SAMPLE))
         try:
-            fill = settings.get("fill", "black")
-            found["before_on_masked"] = accuracy(old, train.images[some], train.labels[some], masks[some], fill)
+            fill = "black"
+            found["before_on_masked"] = accuracy(old, Shown(train.images[some], masks[some]), train.labels[some])
             found["examples"] = _examples(old, new or old, train, masks, fill)
             if new is not None:
                 guesses = {name: infer(new, data.images).argmax(1).cpu() for name, data in sets.items()

@@ -10,7 +10,7 @@ NAMES = {"erm": "ERM", "randmask": "RandMask", "masktune": "MaskTune", "plain": 
          "rest hidden": "oracle: background hidden", "known hidden": "oracle: bird hidden"}
 TRAINING_SETS = {"mnist-random": "1% conflicting, random", "mnist-digit": "1% conflicting, by digit",
                  "mnist-none": "none conflicting"}
-QUIET = ("MaskTune, grown, decoys", "perfect masks", "perfect masks, grown, decoys")  # those of `remedied` in figures
+
 SHORTCUT = ": 0-4, square"  # the group of MNIST whose squares go with the class, as a suffix of what masks hit
 STUDIED = ("average", "raw", "malicious", "worst", "hidden", f"known_hidden{SHORTCUT}", "on_known", "untouched")
 COLUMNS = {"setting": "training set", "adjusted_average": "adjusted average", "worst": "worst group",
