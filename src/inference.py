@@ -11,6 +11,8 @@ from . import parallel
 from .holes import SWAP, Shown
 from .masks import Masks
 
+NO_EPOCH = -1  # of the swap test: its partners are drawn apart from those of any epoch
+
 
 def inference_batch(images: Tensor) -> int:
     """How many images are inferred at once: 500, and fewer of large ones, whose activations would fill the memory."""
@@ -70,7 +72,7 @@ def swapped(model: nn.Module, images: Tensor, labels: Tensor, masks: Masks | Ten
     know whether what is hot is a shortcut or the subject.
     ValueError: as in `Shown`, such as for images of one class alone.
     """
-    return accuracy(model, Shown(images, masks, SWAP, labels, seed), labels)
+    return accuracy(model, Shown(images, masks, SWAP, labels, seed, NO_EPOCH), labels)
 
 
 @dataclass(frozen=True)
