@@ -24,7 +24,7 @@ from .training import epoch_batches, train_epoch
 TINY, HUGE = 1e-9, 1e3  # of what a step may move the weights, as a share of their size
 
 
-def opened(model: nn.Module, data: object, tests: dict, layer: str, k: float, mean: Sequence[float] | None,
+def opened(model: nn.Module, data: object, tests: dict, layer: str | None, k: float, mean: Sequence[float] | None,
             std: Sequence[float] | None, reshape_transform: Callable | None, device: torch.device
             ) -> tuple[Classifier, dict[str, Images]]:
     """A working copy of the model, tried on a few images, and the data sets, labelled alike."""
@@ -36,6 +36,12 @@ def opened(model: nn.Module, data: object, tests: dict, layer: str, k: float, me
                       "pass mean= and std= for others, (0,) and (1,) for none", stacklevel=3)
     if old.grey and not all((part == part[:, :1]).all() for one in sets.values() for part in one.images.split(1000)):
         raise ValueError("the model takes one channel, and there are coloured images; make them grey first")
+    if layer is None:
+        found = suggest_layers(old, sets["train"].images)
+        if not found:
+            raise ValueError("expected a layer whose maps follow the image, found none; name one with layer=, with a "
+                             "reshape_transform= that makes maps of its output")
+        old.layer = found[0][0]
     with _untouched(model):
         _try(old, sets["train"], k)
     return old, sets

@@ -1,7 +1,5 @@
 """What is hidden (MaskTune, NeurIPS 2022, section 3): the hottest pixels of each image; or the paper's control."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -47,7 +45,8 @@ def find_masks(model: nn.Module, images: Tensor, k: float = 2.0, hidden: Masks |
     `holes` have it; guesses: (N,) int64 zeros, into which the predicted classes are written. The masks are on the
     device of the images. The model is left as it was.
     """
-    shown = Shown(images, hidden, replace(holes_of(holes), partners=False))
+    holes = holes_of(holes)
+    shown = Shown(images, hidden, Holes(holes.grow, holes.fill))  # nothing of other images: where does it look in this?
     check_number("k", k, k >= 0, "a finite number of standard deviations, not negative")
     batch_size = batch_size or inference_batch(images)
     device = next(model.parameters()).device
@@ -74,12 +73,10 @@ def spots(masks: Masks, labels: Tensor, known: Masks | None = None) -> dict[int,
     """
     found = {}
     for label in labels.unique().tolist():
-        chosen = (labels == label).to(masks.bits.device)
-        often = masks.mean(chosen)
-        if known is not None:
-            often = often - known.mean(chosen)
-        if often.max() >= SPOT:
-            found[label] = divmod(int(often.argmax()), masks.shape[2])
+        often, before = (one.mean((labels == label).to(one.bits.device)).cpu() if one else 0 for one in (masks, known))
+        new = often - before
+        if new.max() >= SPOT:
+            found[label] = divmod(int(new.argmax()), masks.shape[2])
     return found
 
 

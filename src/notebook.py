@@ -1,4 +1,4 @@
-"""Execute README.ipynb, with progress on the terminal: `python -m src.notebook TARGET`, or `--publish` for in place."""
+"""Execute README.ipynb: `python -m src.notebook TARGET`, or `--publish` for in place."""
 
 import argparse
 import base64
@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from tqdm import tqdm
 
 from .experiments.recipes import MNIST
 from .experiments.stages import choose_settings
@@ -25,28 +26,14 @@ PICTURES = {  # by the tag of the cell that draws them
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=\n<!-- /results -->)", re.DOTALL)
 
 
-class Client(NotebookClient):
-    """Executes a notebook and repeats on the terminal what its cells print, as they print it."""
-
-    def process_message(self, msg: dict, cell: nbformat.NotebookNode, cell_index: int) -> nbformat.NotebookNode | None:
-        if msg["msg_type"] == "stream":
-            sys.stdout.write(msg["content"]["text"])
-            sys.stdout.flush()
-        return super().process_message(msg, cell, cell_index)
-
-
 def execute(notebook: nbformat.NotebookNode) -> None:
     """Execute a notebook in place, top to bottom, in the current folder; an error in a cell is raised.
 
     The user's own settings of IPython and matplotlib stay out of it: they may draw SVG, or no figure at all.
     """
-    def announce(cell: nbformat.NotebookNode, cell_index: int) -> None:
-        if cell.cell_type == "markdown" and (title := re.match(r"#+ (.*)", cell.source)):
-            print(f"[{cell_index + 1}/{len(notebook.cells)}] {title[1]}", flush=True)
-
-    # coalescing keeps a progress bar as one line
-    client = Client(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
-                    on_cell_start=announce)
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False)
+    cells = tqdm(total=len(notebook.cells), desc="cells", disable=not sys.stderr.isatty())
+    client.on_cell_executed = lambda **_: cells.update()
     with tempfile.TemporaryDirectory() as profile:
         client.execute(env={**os.environ, "IPYTHONDIR": profile, "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
     for cell in notebook.cells:  # a bar that was cleared leaves blanks behind

@@ -1,39 +1,42 @@
 """Repair a classifier of your own: `masktune`, or look first: `preview`. What could fail late is tried at the door."""
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from . import parallel
-from .checkpoint import load_or_run
+from . import evidence, parallel
 from .checks import check_count, check_number
 from .classifier import Classifier, copied, unwrapped
 from .datasets.images import Images
-from .device import best_device, computing_on, room_for
+from .device import best_device, computing_on, device_name, room_for
 from .door import opened, rehearse, step
-from .holes import Holes, holes_of
-from .inference import Score, infer
-from .masking import find_masks
+from .evidence import few, scored, swap_test
+from .holes import COVERED, Holes, Shown, holes_of
+from .inference import Score, accuracy, infer
+from .masking import MOST, find_masks, spots
 from .masks import Masks
-from .report.report import FEW, MANY, Report, hidden_share, least_right, scored
-from .state import State, contents, digest
+from .report.report import FEW, MANY, Report, hidden_share, least_right
+from .state import State
 from .training import sgd, train_epoch
 
+LRS = (0.0001, 0.0003, 0.001, 0.003, 0.01)  # tried if none is named
+TIED = 0.005  # of accuracy: what two LRs may differ in without one being better
 
-def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: str, lr: float, batch_size: int = 128,
-             epochs: int = 1, k: float = 2.0, iterations: int = 1, accumulate: bool = False,
-             holes: str | Holes = "black", momentum: float = 0.9, weight_decay: float = 1e-4,
-             optimizer: Callable[[list], torch.optim.Optimizer] | None = None,
+
+def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: str | None = None,
+             lr: float | Sequence[float] | None = None, batch_size: int = 128, epochs: int = 1, k: float = 2.0,
+             iterations: int | None = 1, accumulate: bool = False, holes: str | Holes = "black", momentum: float = 0.9,
+             weight_decay: float = 1e-4, optimizer: Callable[[list], torch.optim.Optimizer] | None = None,
              loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy, mean: Sequence[float] | None = None,
              std: Sequence[float] | None = None, reshape_transform: Callable[[Tensor], Tensor] | None = None,
              augment: Callable[[Tensor], Tensor] | None = None, precision: str = "fp32",
-             device: torch.device | str | None = None, seed: int = 0, tests: dict | None = None, scores: bool = True,
-             checkpoint: Path | str | None = None) -> tuple[nn.Module, Report]:
+             device: torch.device | str | None = None, seed: int = 0, tests: dict | None = None, scores: bool = True
+             ) -> tuple[nn.Module, Report]:
     """Repair a trained classifier: masks by its own heat maps, then one epoch on what is left (MaskTune, section 3).
 
     Returns a repaired copy of the model, in eval mode, and a report. Before anything is trained, all of it is tried
@@ -44,16 +47,16 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
             are, and so do the statistics of what is in eval mode inside a model in train mode. A model that is in eval
             mode as a whole is trained in train mode, but for BatchNorm whose weights are frozen.
         data: the images that it was trained on: `Images` as `load_folder` makes them, or what `load_dataset` takes.
-        layer: the name of the module to be explained, usually the last convolutional block: see `suggest_layers`.
-        lr: of the one epoch; begin with that at which the training of the model began, and take the one of a few around
-            it that keeps accuracy on validation images.
+        layer: the name of the module to be explained; the first that `suggest_layers` finds, if not given.
+        lr: of the one epoch. Of several, or if none is given of `LRS`, each is tried, and the best returned: by the
+            lower of the accuracy on training images as they are and in the swap test (`swapped`), which ranks repairs
+            without an image that breaks the shortcut. Of those within half a point it is the smallest.
         batch_size: images of one update, over all processes.
         k: what is hotter than m + k s is hidden.
-        iterations, epochs: of masks, and on the same masks; with `accumulate`, hidden pixels stay hidden.
-        grow, decoys, fill: holes that give nothing away (ours, see `holes`): by what share of the side masks are
-            widened; whether each image also hides what was hidden in one of another class; what hidden pixels show. Off
-            by default, as in the paper: grow=0.036 and decoys=True are what repairs a mark in one place (the notebook's
-            "The hole tells"), but they cost accuracy where there is nothing to repair.
+        iterations, epochs: of masks, and on the same masks; with `accumulate`, what was found stays hidden. None: until
+            no new spot is hot in most images of a class, at most five, and what was found stays hidden: for several
+            shortcuts, of which a model takes the next when one is gone.
+        holes: what is shown where something was hot: "black" (paper), "decoys" or "transplants" (ours): see `holes`.
         momentum, weight_decay: of SGD; or `optimizer`, which makes another one of a list of weights. Its LR is `lr`.
         loss: a function of logits (B, classes) and labels (B,) that gives their mean, for weights of classes and such.
         mean, std: of the normalisation that the model expects; if not given, those that a model of timm names, which
@@ -64,32 +67,42 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         device: that computes; the GPU if there is one. The repaired model is on that of the model given.
         tests: more data sets to be scored before and after, by name; their classes are matched by name.
         scores: whether the repaired model is scored on the training images, too: a third of all forward passes.
-        checkpoint: a file to resume from; it is written after every epoch.
 
     Raises:
         TypeError, ValueError: something does not fit, or fails when it is tried; nothing has been trained.
-        CheckpointError, OSError: the checkpoint is of something else, or cannot be written.
-        FloatingPointError: the loss or the weights are no longer finite.
+        FloatingPointError: the loss or the weights are no longer finite, with every LR.
     """
-    for name, count in (("epochs", epochs), ("iterations", iterations), ("batch_size", batch_size)):
+    for name, count in (("epochs", epochs), ("iterations", MOST if iterations is None else iterations),
+                        ("batch_size", batch_size)):
         check_count(name, count)
-    holes_of(holes)
     check_number("seed", seed, seed % 1 == 0, "a whole number")
-    options = dict(lr=float(lr), batch_size=int(batch_size), precision=precision, augmentation=augment, seed=int(seed),
-                   loss=loss, holes=holes)
+    lrs = sorted({float(one) for one in (LRS if lr is None else lr if isinstance(lr, Sequence) else [lr])})
+    if not lrs:
+        raise ValueError("expected lr to be a number, several, or None, got an empty list")
+    holes, seed = holes_of(holes), int(seed)
+    options = dict(batch_size=int(batch_size), precision=precision, augmentation=augment, seed=seed, loss=loss,
+                   holes=holes)
 
     def fresh() -> State:
         new = copied(old)
         weights = [weight for weight in new.parameters() if weight.requires_grad]
         return State(new, optimizer(weights) if optimizer else sgd(weights, momentum, weight_decay))
 
-    def advance(state: State) -> dict[str, float]:
-        if state.epoch == 0:
-            state.masks = masks
-        elif state.epoch % epochs == 0:
-            state.masks = find_masks(state.model, images, k, state.masks if accumulate else None, holes=holes)
-        lost, accuracy = train_epoch(state, images, labels, masks=state.masks, title="masktune", **options)
-        return {"loss": lost, "accuracy": accuracy}
+    def tuned(rate: float) -> State:
+        """The old model after its epochs at an LR."""
+        state = fresh()
+        for iteration in range(iterations or MOST):
+            found = masks
+            if iteration:
+                before = state.masks if accumulate or iterations is None else None
+                found = find_masks(state.model, images, k, before, holes=holes)
+                if iterations is None and not spots(found, labels, before):
+                    break
+            state.masks = found
+            for _ in range(epochs):
+                lost, right = train_epoch(state, images, labels, masks=found, lr=rate, title=f"LR {rate:g}", **options)
+                state.finish_epoch(loss=lost, accuracy=right)
+        return state
 
     parallel.start()
     device = torch.device(device or best_device())
@@ -97,52 +110,46 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         options["loss"] = copied(loss).to(device)
     with computing_on(device):
         old, sets = opened(model, data, tests or {}, layer, k, mean, std, reshape_transform, device)
-        rehearse(old, model, sets["train"], fresh, **options)
+        for rate in lrs if lr is not None else lrs[2:3]:
+            rehearse(old, model, sets["train"], fresh, lr=rate, **options)
         images, labels, masks, before = _look(old, sets, k, device)
+        state, trials = _best(tuned, lrs, *few(sets["train"], evidence.SWAPPED, masks), seed)
         settings = options | {
-            "layer": old.layer, "k": float(k), "mean": old.mean.flatten().tolist(), "std": old.std.flatten().tolist(),
-            "epochs": int(epochs), "iterations": int(iterations), "accumulate": bool(accumulate),
+            "layer": old.layer, "k": float(k), "lr": trials[0]["lr"], "mean": old.mean.flatten().tolist(),
+            "std": old.std.flatten().tolist(), "epochs": int(epochs), "iterations": iterations,
+            "accumulate": bool(accumulate), "holes": repr(holes),
             **{name: getattr(one, "__name__", type(one).__name__) for name, one in (("augmentation", augment),
                                                                                    ("loss", loss))}}
-        if checkpoint is None:
-            state = fresh()
-            while state.epoch < epochs * iterations:
-                state.finish_epoch(**advance(state))
-        else:
-            with step("checkpoint="):
-                own = digest([contents(one) for one in (augment, loss, reshape_transform)])
-                parts = [[{key: value for key, value in vars(part).items() if isinstance(value, str | int | float)},
-                          contents(type(part))] for part in old.modules()]
-                made = digest([old.state_dict(), parts, [weight.requires_grad for weight in old.parameters()]])
-            config = settings | {"optimizer": repr(fresh().optimizer), "model": made,
-                                 "data": digest([labels, images]), "functions": own}
-            state = load_or_run(Path(checkpoint).expanduser(), config, int(epochs * iterations), fresh, advance)
-        report = Report.of(old, state.masks, sets, before, settings, state.model, scores, state.history)
         theirs = dict([*unwrapped(model).named_parameters(), *unwrapped(model).named_buffers()])
-        repaired = state.model.model.to(next(iter(theirs.values())).device)
+        given = next(iter(theirs.values())).device
+        for name, new in (*state.model.model.named_parameters(), *state.model.model.named_buffers()):
+            new.data = new.data.to(theirs.get(name, new).dtype)  # a buffer may be made by the first forward pass
+            new.grad = None
+        report = _report(old, state.masks, masks, sets, before, settings, holes, state, scores, trials)
+        repaired = state.model.model.to(given)
         repaired.eval()  # which may return nothing
         for name, new in (*repaired.named_parameters(), *repaired.named_buffers()):
-            given = theirs.get(name, new)  # a buffer may be made by the first forward pass
-            new.data = new.data.to(given.device, given.dtype)
-            new.grad = None
+            new.data = new.data.to(theirs.get(name, new).device)
         return repaired, report
 
 
-def preview(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: str, k: float = 2.0,
-            mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+def preview(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: str | None = None, k: float = 2.0,
+            holes: str | Holes = "black", mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
             reshape_transform: Callable[[Tensor], Tensor] | None = None, device: torch.device | str | None = None,
-            tests: dict | None = None) -> Report:
+            tests: dict | None = None, seed: int = 0) -> Report:
     """Show what `masktune` would hide, and train nothing: heat maps, masks, and what hiding them costs the model.
 
     Masks that miss the shortcut are the commonest failure, and they are seen here. Arguments and errors are those of
     `masktune`; a few hundred images are enough.
     """
     parallel.start()
+    holes = holes_of(holes)
     device = torch.device(device or best_device())
     with computing_on(device):
         old, sets = opened(model, data, tests or {}, layer, k, mean, std, reshape_transform, device)
         _, _, masks, before = _look(old, sets, k, device)
-        return Report.of(old, masks, sets, before, {"layer": old.layer, "k": float(k)})
+        settings = {"layer": old.layer, "k": float(k), "holes": repr(holes), "seed": int(seed)}
+        return _report(old, masks, masks, sets, before, settings, holes)
 
 
 def _look(model: Classifier, sets: dict[str, Images], k: float, device: torch.device
@@ -164,3 +171,73 @@ def _look(model: Classifier, sets: dict[str, Images], k: float, device: torch.de
         with step(f"the images of {name}, {tuple(one.images.shape)}"):
             before[name] = scored(infer(model, one.images).argmax(1), one)
     return images, labels, masks, before
+
+
+def _best(tuned: Callable[[float], State], lrs: Sequence[float], some: Images, masks: Masks, seed: int
+          ) -> tuple[State, list[dict[str, float | None]]]:
+    """The best of the LRs' states, and what was seen of each LR, the best first: see `masktune`."""
+    if len(lrs) == 1:
+        return tuned(lrs[0]), [{"lr": lrs[0]}]
+    best, trials = None, []
+    for i, lr in enumerate(lrs):
+        start = time.monotonic()
+        try:
+            state = tuned(lr)
+        except FloatingPointError:
+            if best is None and lr == lrs[-1]:
+                raise
+            trials.append({"lr": lr, "as is": None, "swapped": None})
+            continue
+        seen = {"lr": lr, "as is": accuracy(state.model, some.images, some.labels),
+                "swapped": swap_test(state.model, some, masks, seed)}
+        low = min(value for value in (seen["as is"], seen["swapped"]) if value is not None)
+        if best is None or low > best[0] + TIED:
+            best = low, state, seen
+        trials.append(seen)
+        if i == 0 and parallel.rank() == 0:
+            took = time.monotonic() - start
+            print(f"masktune: {len(lrs)} LRs are tried; {lr:g} took {took:.0f} s, the others will take about "
+                  f"{(len(lrs) - 1) * took:.0f} s", flush=True)
+    return best[1], [best[2], *(one for one in trials if one is not best[2])]
+
+
+def _report(old: Classifier, masks: Masks, first: Masks, sets: dict[str, Images], before: dict[str, Score],
+            settings: dict[str, object], holes: Holes, state: State | None = None, scores: bool = True,
+            trials: Sequence[dict] = ()) -> Report:
+    """The report of a repair (scores: of the training images, too), or a preview; `failure` names what failed.
+
+    masks: those trained on; first: those of the old model.
+    """
+    train, seed, k, found = sets["train"], settings["seed"], settings["k"], {}
+    new = state.model if state else old
+    shown = Shown(train.images, masks, holes, train.labels, seed)
+    some, own = few(train, evidence.SWAPPED, first)
+    try:
+        found["covered"] = accuracy(old, Shown(some.images, own, COVERED), some.labels)
+        found["swaps"] = {"train": [swap_test(old, some, own, seed)]}
+        if state:
+            known = trials[0].get("swapped")
+            found["swaps"]["train"].append(swap_test(new, some, own, seed) if known is None else known)
+        found["examples"] = evidence.examples(old, new, train, masks, holes, seed)
+        if state:
+            guesses = {name: infer(new, data.images).argmax(1).cpu() for name, data in sets.items()
+                       if scores or name != "train"}
+            found["after"] = {name: scored(theirs, sets[name]) for name, theirs in guesses.items()}
+            for name, data in sets.items():
+                if name != "train" and data.groups is None and data.images.shape[2:] == train.images.shape[2:]:
+                    part, _ = few(data, evidence.SWAPPED)
+                    hot = find_masks(old, part.images, k)
+                    found["swaps"][name] = [swap_test(model, part, hot, seed) for model in (old, new)]
+            found["again"] = evidence.look_again(new, train, masks, k, seed)
+            if found["swaps"]["train"][0] is not None:
+                found["twins"] = evidence.twins(old, new, some, own, seed)
+            *_, (last, data) = sets.items()
+            if last != "train" and data.images.shape[2:] == train.images.shape[2:]:  # for which the layer is read
+                found["outcomes"] = evidence.outcomes(old, new, data, guesses[last])
+    except (Exception, KeyboardInterrupt) as error:  # the repaired model is worth more than the report
+        found["failure"] = f"The report is not complete: {type(error).__name__}: {error}"
+        warnings.warn(found["failure"], stacklevel=3)
+    hidden, exchanged = shown.shares()
+    device = device_name(next(old.parameters()).device)
+    return Report(train.classes, train.labels, masks, hidden, exchanged, before, settings, device,
+                  state.history if state else {}, trials=list(trials), **found)

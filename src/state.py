@@ -2,19 +2,13 @@
 
 import copy
 import hashlib
-import sys
-import sysconfig
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from .masks import Masks
-
-INSTALLED = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 @dataclass(eq=False)  # two states are compared by their digests
@@ -78,54 +72,3 @@ def _parts(item: object) -> Iterator[bytes]:
         yield b"]"
     else:
         yield repr(item).encode() + b","
-
-
-def contents(value: object, seen: tuple[int, ...] = ()) -> object:
-    """What a function or an object does, for `digest`: code and all that it uses, not names, which may mean another.
-
-    Objects are what pickle would make of them; TypeError: it cannot, as of an open file. What is installed, and what a
-    function names from other modules, goes by its name; so does what it names and pickle cannot take.
-    """
-    if isinstance(value, Tensor | str | bytes | int | float | complex | None):
-        return value
-    if id(value) in seen:
-        return "again"
-
-    def inner(*parts: object) -> list:
-        return [contents(part, (*seen, id(value))) for part in parts]
-
-    if isinstance(value, dict):
-        return inner(*value.items())
-    if isinstance(value, list | tuple):
-        return inner(*value)
-    if isinstance(value, set | frozenset):
-        return inner(*sorted(value, key=repr))  # their own order differs from process to process
-    if isinstance(value, CodeType):
-        return inner(value.co_code, value.co_names, value.co_varnames, value.co_consts)
-    if isinstance(value, ModuleType | BuiltinFunctionType):
-        return value.__name__
-    if isinstance(value, type | FunctionType):
-        file = getattr(sys.modules.get(value.__module__), "__file__", None) or ""
-        made = [f"{value.__module__}.{value.__qualname__}"]
-        if value.__module__ == "builtins" or file.startswith(INSTALLED):
-            return made
-        if isinstance(value, type):
-            parts = {name: getattr(part, "__func__", getattr(part, "fget", part)) for name, part in vars(value).items()}
-            parts = {name: part for name, part in parts.items() if isinstance(part, FunctionType | str | int | float)}
-            parts |= {base.__qualname__: base for base in value.__bases__}
-        else:
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            made = inner(value.__code__, value.__defaults__, value.__kwdefaults__, cells)
-            parts = {name: value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__}
-        for name, part in parts.items():
-            if not isinstance(part, type | FunctionType) or part.__module__ == value.__module__:
-                with suppress(TypeError):
-                    made += [name, *inner(part)]
-        return made
-    made = value.__reduce_ex__(4)
-    return made if isinstance(made, str) else inner(*made[:3])
-
-
-def _names(code: CodeType) -> list[str]:
-    """What code names, and what is written within it, such as a comprehension."""
-    return [*code.co_names, *(name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part))]

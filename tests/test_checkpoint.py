@@ -119,7 +119,8 @@ def test_a_fine_tune_with_other_options_has_its_own_file_and_of_other_weights_is
     stages.run_finetune(places, setting, 0, run.erm, replace(setting.finetune, threshold_std=3.0))
     assert {file.name for file in path.parent.glob("*.pt")} == {path.name, "masktune-threshold_std-3.0-seed0.pt"}
     saved = torch.load(path, weights_only=True)
-    assert saved["config"] == {"stage": "finetune", "seed": 0, **asdict(setting.finetune), "erm": asdict(setting.erm)}
+    assert saved["config"] | {"holes": "black"} == {
+        "stage": "finetune", "seed": 0, **asdict(setting.finetune), "erm": asdict(setting.erm)}
     assert saved["parents"] == {"erm": run.erm.digest(), "masks": digest(first.masks)}
     other = stages.run_erm(places, replace(setting, name="other"), 1)
     tuned, again = (stages.run_finetune(places, setting, 0, other) for _ in range(2))

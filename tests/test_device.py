@@ -13,7 +13,7 @@ from src.augmentation import Augmentation
 from src.datasets import Images
 from src.experiments import stages, study
 from src.experiments.recipes import DIGITS, FineTune, Places
-from src.holes import pixels
+from src.holes import Shown, pixels
 from src.inference import infer
 from src.masking import find_masks, random_masks
 from src.models import SmallCNN
@@ -70,7 +70,7 @@ def new_state() -> State:
     return State(model, stages.new_optimizer(model, ERM))
 
 
-OPTIONS = {"plain": None, "turned": Augmentation(None, degrees=15, shift=3.2), "cropped": Augmentation(28, jitter=0.1)}
+OPTIONS = {"plain": None, "turned": Augmentation(None, degrees=15, shift=3.2), "cropped": Augmentation(28)}
 
 
 @pytest.mark.parametrize("kept", ["device", "host"])
@@ -84,11 +84,12 @@ def test_an_epoch_and_its_masks(options, kept, train):
         first = find_masks(state.model, images, batch_size=20)
         assert first.bits.device == where
         seen = [train_epoch(state, images, labels, lr=0.01, batch_size=8, seed=0, masks=masks,
-                            augmentation=OPTIONS[options])
+                            augmentation=OPTIONS[options], holes="transplants")
                 for masks in (None, random_masks(IMAGES, 28, 0, 0, where)) if state.finish_epoch() is None]
         maps = xgradcam(state.model, pixels(images.to(device)), state.model.backbone[9], classes=labels.to(device))
-        return (seen, state.digest(), infer(state.model, images, first), maps, first, first.mean(labels == 1),
-                find_masks(state.model, images, hidden=first))
+        shown = Shown(images, first, "transplants", labels)
+        return (seen, state.digest(), infer(state.model, shown), maps, first, first.mean(labels == 1),
+                find_masks(state.model, images, hidden=first, holes="transplants"))
 
     both(job)
 

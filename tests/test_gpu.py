@@ -36,12 +36,12 @@ def test_the_stages_of_the_notebook(setting, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:the model is right on only")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_network_of_ones_own_is_repaired(precision, tmp_path):
+def test_a_network_of_ones_own_is_repaired(precision):
     draw = torch.Generator().manual_seed(0)
     data = Images(torch.randint(0, 256, (64, 3, 128, 128), dtype=torch.uint8, generator=draw),
                   torch.randint(0, 2, (64,), generator=draw), ("a", "b"))
     model = torchvision.models.resnet18(num_classes=2)
-    options = dict(layer="layer4", lr=1e-3, batch_size=16, precision=precision, checkpoint=tmp_path / "repair.pt")
+    options = dict(layer="layer4", lr=1e-3, batch_size=16, precision=precision, holes="transplants")
     repaired, report = masktune(model, data, tests={"test": replace(data)}, **options)
     again, _ = masktune(model, data, tests={"test": replace(data)}, **options)
     assert same(repaired, again)

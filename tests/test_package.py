@@ -100,7 +100,7 @@ def imported(path: Path) -> set[Path]:
 
 
 ALLOWED = {"datasets": {"datasets", "checks", "files", "masks", "seeding"}, "report": {
-    "report", "datasets", "metrics", "rows", "device", "files", "inference", "masks", "saliency"}}
+    "report", "datasets", "evidence", "files", "inference", "masking", "masks"}}
 FORBIDDEN = {"experiments": {"report"}, "repair": {"experiments"}, "notebook": set()}
 
 

@@ -115,15 +115,6 @@ def test_celeba(kaggle, tmp_path):
     assert rows["blond, male"].between(0, 1).all()
 
 
-def test_recipes_are_the_papers():
-    assert [(setting.erm.batch_size, setting.erm.epochs, setting.erm.lr, setting.erm.lr_at(99), setting.erm.classes)
-            for setting in PHOTOS] == [
-                (128, 100, 1e-4, 1e-4, 2), (512, 20, 1e-4, 1e-4, 2)]
-    views = [setting.erm.augmentation for setting in PHOTOS]
-    assert [(one.side, one.scale, one.ratio, one.flip, one.jitter) for one in views] == [
-        (224, (0.7, 1), (3 / 4, 4 / 3), 0.5, 0), (224, (0.7, 1), (1, 4 / 3), 0.5, 0)]
-
-
 def test_the_layer_of_a_recipe_is_the_one_that_is_explained():
     assert [new_model(0, name, layer="layer3").layer for name in ("ResNet50", "resnet18")] == ["layer3", "layer3"]
 

@@ -1,4 +1,4 @@
-"""What `masktune()` promises its user: a repair, a report that survives its failures, options, and an exact resume."""
+"""What `masktune()` promises its user: a repair, an LR that is chosen, options, a report that survives its failures."""
 
 import copy
 import json
@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import src.evidence
 import src.repair
-import src.report.report
 from src import masktune, preview, suggest_layers
-from src.checkpoint import CheckpointError
 from src.classifier import Classifier
 from src.datasets import SpuriousDigits
 from src.datasets.images import Images
+from src.holes import HOLES, Holes
 from src.masking import find_masks
 from src.masks import Masks
 from src.models import SmallCNN
@@ -58,12 +58,13 @@ def test_a_shortcut_is_found_and_repaired(shortcut, repaired):
     assert type(new) is type(model)
     assert not new.training
     assert torch.equal(report.masks[:], find_masks(Classifier(model, "12"), train.images)[:])
-    assert report.hidden == report.masks.share()
+    assert report.hidden == pytest.approx(report.masks.share())
+    assert report.exchanged == 0
     torch.testing.assert_close(report.mean_masks[1], report.masks[:][train.labels == 1].float().mean(0))
     assert report.mean_masks[0, :4, :4].mean() > 0.9
     assert report.mean_masks[1, :4, :4].mean() < 0.1
     assert report.after["lie"].average > report.before["lie"].average + 0.2
-    assert re.search(r"One spot is hidden in (9\d|100)% .* class low: a shortcut .* leaned on it", report.verdict)
+    assert re.search(r"One spot is hot in (9\d|100)% .* class low: a shortcut .* leaned on it", report.verdict)
     half = report.masks[:]
     half[::2] = False
     assert "Nothing is hidden in 50% of the images" in replace(report, masks=Masks.of(half)).verdict
@@ -72,7 +73,7 @@ def test_a_shortcut_is_found_and_repaired(shortcut, repaired):
 def test_the_report_is_shown_and_saved(repaired, tmp_path):
     report = repaired[1]
     shown = report._repr_html_()
-    assert shown.count("data:image/jpeg;base64,") == 3
+    assert shown.count("data:image/jpeg;base64,") == 5
     labels, before, after, images, *heat = report.outcomes  # some repaired, then some still wrong
     assert ((before != labels) & (after == labels))[:4].all()
     assert (after != labels)[4:].all()
@@ -83,7 +84,7 @@ def test_the_report_is_shown_and_saved(repaired, tmp_path):
     for _ in range(2):  # a report may take the place of an earlier one
         report.save(tmp_path / "report")
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        "report.json", "mean_masks.jpg", "gallery.jpg", "tests.jpg"}
+        "report.json", *(f"{name}.jpg" for name in ("mean_masks", "mean_masks_after", "gallery", "twins", "tests"))}
     saved = json.loads((tmp_path / "report" / "report.json").read_text())
     assert saved["after"]["lie"]["average"] == report.after["lie"].average
     with pytest.raises(FileExistsError, match="free"):
@@ -102,7 +103,7 @@ def test_the_report_is_shown_and_saved(repaired, tmp_path):
 @pytest.mark.parametrize("error", [OSError("no disk"), KeyboardInterrupt()])
 def test_the_model_is_returned_whatever_happens_to_the_report(monkeypatch, error):
     whole = repair(Net())[0]
-    monkeypatch.setattr(src.report.report, "scored", Mock(side_effect=error))
+    monkeypatch.setattr(src.evidence, "examples", Mock(side_effect=error))
     with pytest.warns(UserWarning, match=f"not complete: {type(error).__name__}"):
         model, report = repair(Net())
     assert equal(model, whole)
@@ -125,38 +126,93 @@ def test_options_of_a_practitioner(shortcut):
     assert int(others[0][1].num_batches_tracked) - int(once[1].num_batches_tracked) == 10
 
 
-def test_a_repair_goes_on_where_it_was_interrupted(shortcut, tmp_path):
-    (model, train, _), path = shortcut, tmp_path / "repair.pt"
+def test_of_several_lrs_the_best_by_as_is_and_swapped_is_returned_as_alone(shortcut, capsys, monkeypatch):
+    model, train, lie = shortcut
+    run = partial(masktune, model, train, batch_size=32, holes="transplants", tests={"lie": lie})
+    best, report = run(lr=[1e-4, 0.01, 0.005], layer="12")
+    assert "3 LRs are tried; 0.0001 took" in capsys.readouterr().out
+    low = {one["lr"]: min(one["as is"], one["swapped"]) for one in report.trials}
+    assert low[0.0001] < low[0.01]
+    chosen = report.settings["lr"]
+    assert chosen == report.trials[0]["lr"] == min(lr for lr in low if low[lr] > max(low.values()) - src.repair.TIED)
+    alone, single = run(lr=chosen, layer="12")
+    assert equal(best, alone)
+    assert report.swaps == single.swaps
+    assert single.swaps["train"] == [report.swaps["train"][0], pytest.approx(report.trials[0]["swapped"])]
+    assert single.swaps["train"][0] < 0.2 < 0.8 < single.swaps["train"][1]
+    assert single.swaps.keys() == {"train", "lie"}
+    assert re.search(r"exchanged for that of another class, it was right on .* and the repaired model is on",
+                     str(report))
+    assert "0.0001" in str(report)
+    assert "0.005" in report._repr_html_()
+    monkeypatch.setattr(src.repair, "LRS", (0.003, 0.005, 0.01))
+    first = suggest_layers(model, train.images)[0][0]
+    found = masktune(model, train)[1].settings
+    assert found["layer"] == first
+    assert found["lr"] in src.repair.LRS
+
+
+def test_lrs_that_destroy_are_passed_over_but_not_if_all_do(shortcut):
+    model, train, _ = shortcut
     few = replace(train, images=train.images[:320], labels=train.labels[:320])
+    explode = 1e-3, 1e30
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(src.repair, "rehearse", lambda *_, **__: None)
+        report = masktune(model, few, layer="12", lr=explode)[1]
+        assert report.settings["lr"] == explode[0]
+        assert report.tried()["swapped"].isna().tolist() == [False, True]
+        with pytest.raises(FloatingPointError):
+            masktune(model, few, layer="12", lr=explode[1:])
+    for lr in ([], [1e-3, 1e9]):
+        with pytest.raises(ValueError, match="expected lr to"):
+            masktune(model, few, layer="12", lr=lr)
 
-    def noise(batch: torch.Tensor) -> torch.Tensor:
-        noise.calls += 1
-        if noise.calls == noise.stop:
-            raise KeyboardInterrupt
-        return batch + 0.1 * torch.rand_like(batch)
 
-    noise.calls, noise.stop = 0, 15  # in the third of four epochs of 5 steps, after two of the trial
-    run = partial(masktune, data=few, layer="12", lr=0.01, batch_size=64, iterations=2, epochs=2, augment=noise)
-    with pytest.raises(KeyboardInterrupt):
-        run(model, checkpoint=path)
-    noise.calls, noise.stop = 0, None
-    resumed, report = run(model, checkpoint=path)
-    assert noise.calls == 2 + 2 * 5
-    assert equal(resumed, run(model)[0])
-    loaded, again = run(model, checkpoint=path)
-    assert equal(loaded, resumed)
-    assert torch.equal(again.masks[:], report.masks[:])
-    other, frozen, changed = copy.deepcopy(model), copy.deepcopy(model), replace(few, images=few.images.clone())
-    before = path.read_bytes()
-    nn.init.zeros_(other[-1].weight)
-    frozen[1].eval()  # a BatchNorm
-    changed.images[1] = 0  # one of all
-    for one, options, said in (
-            (model, {"k": 1}, r"\(k: "), (other, {}, r"\(model: "), (frozen, {}, r"\(model: "),
-            (model, {"data": changed}, r"\(data: "), (model, {"augment": lambda batch: batch}, "functions: ")):
-        with pytest.raises(CheckpointError, match=said):
-            run(one, **options, checkpoint=path)
-    assert path.read_bytes() == before
+def test_iterations_end_where_no_new_spot_is_left(shortcut, monkeypatch):
+    model, train, _ = shortcut
+    few = replace(train, images=train.images[:320], labels=train.labels[:320])
+    run = partial(masktune, model, few, layer="12", lr=0.01, batch_size=32, holes="transplants", iterations=None)
+    corner, calls = torch.zeros(320, 28, 28).bool(), []
+
+    def find(_, images, k, hidden=None, **__):
+        """In each call but the last of three, a spot beside those before."""
+        new = corner[:len(images)].clone()
+        new[:, 0, len(calls)] = len(calls) < 2
+        calls.append(hidden)
+        return Masks.of(new if hidden is None else new | hidden[:])
+
+    monkeypatch.setattr(src.repair, "find_masks", find)
+    _, report = run()
+    assert len(report.history["loss"]) == 2
+    assert report.masks[:][0, 0, :3].tolist() == [True, True, False]
+
+
+def test_a_second_look_says_where_the_repaired_model_leans_now(repaired):
+    report = repaired[1]
+    assert report.again.means.shape == (2, 28, 28)
+    assert 0 <= report.again.swapped <= 1
+    moved = replace(report, again=replace(report.again, spots={1: (27, 26)}))
+    assert "Now it leans on a spot at the lower right in images of class high: iterate" in moved.verdict
+
+
+def test_one_class_alone_is_repaired_with_black_holes_and_has_no_swap_test():
+    data = replace(images(), labels=torch.zeros(16, dtype=torch.int64))
+    report = repair(Net(), data)[1]
+    assert report.swaps == {"train": [None, None]}
+    assert not report.failure
+    assert repair(Net(), data, lr=[0.01, 0.02])[1].settings["lr"] in (0.01, 0.02)
+    with pytest.raises(ValueError, match="at least two classes"):
+        repair(Net(), data, holes="transplants")
+
+
+def test_the_report_is_of_the_model_that_is_returned():
+    """In bf16, as it was given, and not in fp32, in which it was trained."""
+    model, data = Net().bfloat16(), images()
+    with torch.no_grad():
+        model.head.weight.copy_(torch.tensor([[1.0], [1.0 + 2 ** -7]]).expand(2, 8))
+    repaired, report = repair(model, data, lr=1e-4)
+    logits = repaired((data.images / 255).bfloat16())
+    assert report.after["train"].average == (logits.argmax(1) == data.labels).double().mean()
 
 
 def test_a_repair_that_does_little_is_doubted(shortcut, monkeypatch):
@@ -164,7 +220,9 @@ def test_a_repair_that_does_little_is_doubted(shortcut, monkeypatch):
     nn.init.zeros_(flat.head.weight)
     for one, k in ((flat, 2), (Net(), 50)):
         with pytest.warns(UserWarning, match="0.00% of the pixels .*name a finer layer"):
-            assert repair(one, k=k)[1].verdict.startswith("0.00% of the pixels")
+            report = repair(one, k=k)[1]
+        assert report.verdict.startswith("0.00% of the pixels")
+        assert (report.failure, report.twins) == ("", None)
     with pytest.warns(UserWarning, match="right on only .* of the training images"):
         masktune(model, replace(train, labels=1 - train.labels), layer="12", lr=0.01)
     monkeypatch.setattr(src.repair, "find_masks", lambda *_, **__: Masks.of(torch.ones(16, 32, 32).bool()))
@@ -188,7 +246,7 @@ def test_images_that_are_not_square_and_groups():
     assert "group 2" in str(report)
 
 
-def test_each_training_image_is_looked_at_three_times(shortcut):
+def test_each_training_image_is_looked_at_three_times(shortcut, monkeypatch):
     model, train, _ = shortcut
     seen = []
 
@@ -201,10 +259,12 @@ def test_each_training_image_is_looked_at_three_times(shortcut):
             seen.append(len(x))
             return self.model(x)
 
+    monkeypatch.setattr(src.evidence, "SWAPPED", 100)
+    monkeypatch.setattr(src.evidence, "AGAIN", 100)
     for scores, looks in ((True, 3), (False, 2)):
         seen.clear()
         report = masktune(Counting(), train, layer="model.12", lr=0.01, batch_size=64, scores=scores)[1]
-        assert looks * len(train) <= sum(seen) < looks * len(train) + 1100  # the door, and the masked sample
+        assert looks * len(train) <= sum(seen) < looks * len(train) + 1100  # the door, the swap test, the second look
         assert ("train" in report.after) == scores
 
 
@@ -213,10 +273,17 @@ def test_a_preview_trains_nothing_and_shows_what_would_be_hidden(shortcut):
     report = preview(copy.deepcopy(model), train, layer="12", tests={"lie": lie})
     tuned = masktune(copy.deepcopy(model), train, layer="12", lr=0.01, batch_size=64, tests={"lie": lie})[1]
     assert torch.equal(report.masks[:], tuned.masks[:])
-    assert (report.before, report.before_on_masked) == (tuned.before, tuned.before_on_masked)
+    assert (report.before, report.covered) == (tuned.before, tuned.covered)
     assert report.after == report.history == {}
     assert "gallery" in report.pictures()
     assert "goes from" not in report.verdict
+    assert report.swaps == {"train": tuned.swaps["train"][:1]}
+    assert 'ask for holes="transplants"' in report.verdict
+    shown = preview(copy.deepcopy(model), train, layer="12", holes="transplants")
+    asked = masktune(copy.deepcopy(model), train, layer="12", lr=0.01, batch_size=64, holes="transplants")[1]
+    assert (shown.hidden, shown.exchanged) == (asked.hidden, asked.exchanged)
+    assert shown.exchanged > 0.01
+    assert torch.equal(shown.examples[-1], asked.examples[-1])
 
 
 def test_the_first_layer_suggested_is_one_whose_masks_hit_the_square(shortcut):
@@ -234,17 +301,16 @@ def test_a_loss_and_holes_of_ones_own_are_taken(shortcut):
     plain, usual = run(loss=nn.CrossEntropyLoss())
     assert equal(run()[0], plain)
     weighted = nn.CrossEntropyLoss(torch.tensor([1.0, 5.0]))
-    for change in ({"loss": weighted}, {"grow": 0.036}, {"decoys": True}, {"fill": "smooth"}):
+    for change in ({"loss": weighted}, {"holes": "decoys"}, {"holes": "transplants"}, {"holes": Holes(fill="smooth")}):
         model, report = run(**change)
         assert not equal(model, plain)
-        assert (report.hidden > usual.hidden) == ("grow" in change)
+        assert (report.hidden + report.exchanged > usual.hidden + 0.01) == (change.get("holes") in tuple(HOLES))
 
 
 def test_what_a_repair_destroyed_or_cannot_tell_is_said(shortcut):
     model, train, lie = shortcut
     report = masktune(model, train, layer="12", lr=2.0, batch_size=64, tests={"lie": lie})[1]
     assert "answers one class to everything" in report.verdict
-    assert "pass tests=" in masktune(model, train, layer="12", lr=0.01, batch_size=64)[1].verdict
     for lr in (1e-13, 1e9):
         with pytest.raises(ValueError, match=r"LR|lr to move the weights"):
             masktune(model, train, layer="12", lr=lr, batch_size=64)

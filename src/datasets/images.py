@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -177,17 +177,13 @@ def load_dataset(data: Dataset | DataLoader | Sequence, side: int | tuple[int, i
 
 
 def _check_loader(loader: DataLoader) -> None:
-    """Each item of a loader's data set is taken once, as it is: name what else the loader does to them."""
-    sampler, once = loader.sampler, (torchs.SequentialSampler, torchs.RandomSampler, torchs.DistributedSampler)
-    if isinstance(sampler, Sized) and len(sampler) != len(loader.dataset):
-        raise ValueError(f"expected a DataLoader over all of its {len(loader.dataset)} items, got one whose sampler "
-                         f"draws {len(sampler)}; pass a Subset")
-    ignored = {f"sampler, a {type(sampler).__name__}": type(sampler) not in once or vars(sampler).get("replacement"),
-               "batch_sampler": loader.batch_size is None and loader.batch_sampler is not None,
-               "collate_fn": loader.collate_fn not in (torchs.default_collate, torchs.default_convert)}
-    if any(ignored.values()):
-        warnings.warn("each item of the DataLoader's data set is taken once, as it is, without the loader's "
-                      f"{' and '.join(name for name in ignored if ignored[name])}", stacklevel=3)
+    """Each item of a loader's data set is taken once, as it is: ValueError if the loader does more, or less."""
+    plain = (torchs.SequentialSampler, torchs.RandomSampler, torchs.DistributedSampler)
+    usual = type(loader.sampler) in plain and loader.collate_fn in (torchs.default_collate, torchs.default_convert)
+    if not usual or vars(loader.sampler).get("replacement") or len(loader.sampler) != len(loader.dataset):
+        raise ValueError("expected a DataLoader that takes each item of its data set once, as it is, got one with a "
+                         f"{type(loader.sampler).__name__} and collate_fn {loader.collate_fn}; pass the data set, or a "
+                         "Subset")
 
 
 def _parts(item: object, image: Key, label: Key, group: Key) -> Sequence:

@@ -35,8 +35,6 @@ def main() -> None:
         else:
             if arguments.setting == "studies":
                 stages.run_all(MNIST)
-            if arguments.setting == "birds":
-                study.choose()
             for setting in STUDIES[arguments.setting]:
                 study.ask([setting], *questions.of(setting))
     finally:

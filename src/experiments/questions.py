@@ -15,16 +15,16 @@ from .rows import Row
 
 ORACLES = ("known hidden", "rest hidden")  # perfect masks: the square or the bird is hidden, or all but it
 BASE: Row = {  # MaskTune as the paper has it; LR, layer, ERM's epochs and the ratio are those of the setting
-    "method": "masktune",  # or "erm"; "plain", the epoch without masks; "randmask"; "shuffled", MaskTune's masks, each
-    # for another image; the oracles; "dfr": the last layer fitted anew with the groups equally large (Kirichenko et al.
-    # 2023), on the validation images if there are any, else on the training images
+    "method": "masktune",  # or "erm"; "plain", the epoch without masks; "randmask"; the oracles; "dfr": the last layer
+    # fitted anew with the groups equally large (Kirichenko et al. 2023), on the validation images if there are any,
+    # else on the training images
     "order": 0,  # in which the epoch visits the images
     "lr": 0.01,
     "k": 2.0,
     "cam": "XGradCAM",  # of the predicted class; "label": of the label (paper's formula); others are the grad-cam
     # library's; "random": uniform noise of the saliency layer's size, resized and cut off as every other map
     "layer": "own",  # to be explained; "own": the one that the model names
-    "holes": "black",  # what is shown there: a name in `KINDS`; "other": those pixels of another training image
+    "holes": "black",  # what is shown there: a name in `KINDS`
     "weighted": False,  # whether the loss weights classes inversely to their size
     "batchnorm": "moving",  # its statistics, as in train mode; or "frozen" at ERM's
     "iteration": 1,  # the last of so many iterations; 0: until nothing new is found, as `masktune(iterations=None)`
@@ -83,12 +83,8 @@ ON_PHOTOGRAPHS: dict[str, list[Row]] = {
     "lr": [{"method": method, "lr": lr} for method in ("plain", "masktune", "rest hidden") for lr in BIRD_LRS],
     "layer": [{"layer": layer} for layer in LAYERS],
     "k": [{"k": k} for k in (0.0, 1.0, 2.0)],
-    "fill": [{"method": method, "holes": kind}
-             for method in ("masktune", "rest hidden") for kind in ("black", "other")],
     "iterations": [{}, *({"iteration": i, "accumulate": True} for i in (2, 3))],
     "lateness": [{"method": method, "erm_epochs": epochs} for method in ("erm", "masktune") for epochs in (1, 2, 5)],
-    "ours": [{"holes": "other", **change} for change in (
-        {"k": 1.0}, {"layer": LAYERS[1], "k": 0.0}, {"method": "shuffled", "k": 1.0})],  # more is hidden, none in black
     "holes": [*({"layer": layer, "k": k, "holes": kind}
                 for layer, k, kind in product(LAYERS[:2], (0.0, 1.0, 2.0), ("black", "transplants"))),
               *({"method": "rest hidden", "holes": "transplants", "weighted": weighted} for weighted in (False, True))],

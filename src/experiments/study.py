@@ -9,7 +9,6 @@ import copy
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import cache, lru_cache, partial
-from itertools import product
 
 import pandas
 import torch
@@ -31,13 +30,10 @@ from ..state import State, digest
 from ..training import train_epoch
 from . import questions, stages
 from .questions import KINDS, ORACLES, Row
-from .recipes import BIRDS, DIGITS, MNIST, Places, Setting
+from .recipes import DIGITS, MNIST, Places, Setting
 from .rows import matching, measured, saved
 
 SWAPPED = 2_000  # images of the swap test at most
-CHOOSING_SEEDS, CHOOSING_EPOCHS = (10, 11), 5  # of ERM's candidates on birds, which see the validation set alone
-CANDIDATES = ({"lr": 0.001, "batch_size": 32}, {"lr": 0.003, "batch_size": 32}, {"lr": 0.01, "batch_size": 32},
-              {"lr": 0.01, "batch_size": 128})
 
 
 def ask(settings: Iterable[Setting], *asked: str, places: Places = Places()) -> pandas.DataFrame:
@@ -117,12 +113,12 @@ class Subject:
     def measure(self, condition: Row) -> Row:
         """What a condition comes to: what its masks hit, and the accuracies after its last iteration."""
         if condition["method"] == "erm":
-            return self.scores(self.erm.model)
+            return self.scores(self.erm.model) | self.trial(self.erm.model)
         state = stages.start_finetune(self.setting.erm, self.erm)
         if condition["method"] == "dfr":
             data = self.val or self.train
             refit_last_layer(state.model, data.images.to(best_device()), data.labels, data.groups, self.seed)
-            return self.scores(state.model)
+            return self.scores(state.model) | self.trial(state.model)
         for part in state.model.train().modules() if condition["batchnorm"] == "frozen" else ():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.eval()
@@ -131,25 +127,25 @@ class Subject:
             counts = self.labels.bincount()
             options["loss"] = partial(F.cross_entropy, weight=len(self.labels) / (len(counts) * counts))
         seen: Row = {}
+        holes = KINDS[condition["holes"]]
         while state.epoch - self.erm.epoch < (condition["iteration"] or MOST):
             masks = self.masks(condition, state)
             if not condition["iteration"] and state.masks and not spots(masks, self.labels, state.masks):
                 break
-            state.masks, images, holes = masks, self.images, KINDS.get(condition["holes"], Holes())
-            if condition["holes"] == "other" and masks is not None:
-                images, masks = self.filled(masks), None
+            state.masks = masks
             try:
-                _, seen["met"] = train_epoch(state, images, self.labels, masks=masks, holes=holes, lr=condition["lr"],
-                                             order=condition["order"], **options)
+                _, seen["met"] = train_epoch(state, self.images, self.labels, masks=masks, holes=holes,
+                                             lr=condition["lr"], order=condition["order"], **options)
             except FloatingPointError:  # here a finding: such a model says "0-4" to everything
                 seen["diverged"] = True
             if masks:
-                shown = Shown(images, masks, holes, self.labels, self.seed, state.epoch)
+                shown = Shown(self.images, masks, holes, self.labels, self.seed, state.epoch)
                 seen["replaced"] = sum(shown.shares())  # of all pixels, in the last epoch: hidden, or a partner's
             state.finish_epoch()
         seen["iterations"] = state.epoch - self.erm.epoch
         hit = self.hit(state.masks, holes.grow) if state.masks else {}
-        return seen | hit | self.scores(state.model)
+        known = {} if "diverged" in seen else self.trial(state.model)  # whose heat maps are not finite
+        return seen | hit | self.scores(state.model) | known
 
     def masks(self, condition: Row, state: State) -> Masks | None:
         """The masks of the next iteration; None: nothing is hidden."""
@@ -165,20 +161,7 @@ class Subject:
         if state.epoch > self.erm.epoch:
             return find_masks(explained(state.model, condition["layer"]), self.images, condition["k"],
                               state.masks if condition["accumulate"] else None, holes=KINDS[condition["holes"]])
-        masks = self.found(condition["layer"], condition["k"])
-        if method == "shuffled":
-            order = torch.randperm(len(masks), generator=generator(self.seed, "shuffled"))
-            return Masks(masks.shape, masks.bits[order])
-        return masks
-
-    def filled(self, masks: Masks) -> Tensor:
-        """The training images with hidden pixels from another one each, drawn from the seed."""
-        images = self.images.clone()
-        others = torch.randperm(len(images), generator=generator(self.seed, "fill"))
-        for chunk in torch.arange(len(images)).split(256):
-            hidden = masks[chunk][:, None].to(images.device)  # where pixels are known, that is in host memory
-            images[chunk] = torch.where(hidden, self.images[others[chunk]], images[chunk])
-        return images
+        return self.found(condition["layer"], condition["k"])
 
     def _hit(self, found: Masks, grow: float) -> Row:
         """What masks hit, grown, of all training images.
@@ -237,7 +220,7 @@ class Subject:
         own = find_masks(explained(model, base["layer"]), images, base["k"])
         return {"as_is": accuracy(model, images, labels), "swapped": swapped(model, images, labels, masks),
                 "covered": accuracy(model, Shown(images, masks, COVERED), labels),
-                "swapped_again": swapped(model, images, labels, own), "spots": len(spots(own, labels, masks))}
+                "swapped_again": swapped(model, images, labels, own), "spots": float(len(spots(own, labels, masks)))}
 
     def scores(self, model: nn.Module) -> Row:
         """Averages of the test sets, of each group in them, of the worst of these; and of the validation set."""
@@ -251,7 +234,7 @@ class Subject:
         if self.val is not None:
             val = _scored(model, self.val)
             row |= {"val_average": val.average, "val_worst": val.worst}
-        return row | self.trial(model)
+        return row
 
 
 _subject = lru_cache(maxsize=1)(Subject)  # the conditions of one come together
@@ -265,27 +248,6 @@ def examples(setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str
     heat = xgradcam(model, images.to(best_device())).cpu()
     names = [train.group_names[group].replace(", ", ",\n") for group in train.groups[chosen]]
     return images, heat, hottest(heat), train.known[chosen], names
-
-
-def choose(setting: Setting = BIRDS[1], places: Places = Places()) -> pandas.DataFrame:
-    """ERM's candidates on the validation set: `average`, `worst` and `train`, the accuracies after each epoch."""
-    conditions = [{"setting": setting.name, "seed": seed, **candidate}
-                  for seed, candidate in product(CHOOSING_SEEDS, CANDIDATES)]
-    return measured(places.results / f"{setting.name}-erm.csv", conditions, partial(_choose, places, setting))
-
-
-def _choose(places: Places, setting: Setting, condition: Row) -> Row:
-    seed = condition["seed"]
-    erm = replace(setting.erm, epochs=CHOOSING_EPOCHS, lr=condition["lr"], batch_size=condition["batch_size"])
-    train, validation = (stages.load_data(places, erm, seed, part) for part in ("train", "val"))
-    model = stages.new_model(seed, erm.model, erm.classes, erm.weights, erm.layer)
-    state, row = State(model, stages.new_optimizer(model, erm)), {}
-    for epoch in range(1, erm.epochs + 1):
-        _, met = train_epoch(state, train.images, train.labels, lr=erm.lr, **stages.epoch_options(erm, seed))
-        state.finish_epoch()
-        one = _scored(state.model, validation)
-        row |= {f"average_{epoch}": one.average, f"worst_{epoch}": one.worst, f"train_{epoch}": met}
-    return row
 
 
 def explained(model: nn.Module, layer: str) -> nn.Module:

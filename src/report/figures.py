@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from .tables import COLUMNS, NAMES, QUIET, TRAINING_SETS
+from .tables import COLUMNS, KINDS, NAMES, PERFECT, TRAINING_SETS
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))
 
 _CYCLE = plt.rcParams["axes.prop_cycle"].by_key()["color"]  # of the style file: one colour means one thing everywhere
-COLOURS = dict(zip((*NAMES.values(), *TRAINING_SETS.values(), *QUIET), _CYCLE, strict=True))
+COLOURS = dict(zip((*NAMES.values(), *TRAINING_SETS.values(), PERFECT, *KINDS), _CYCLE, strict=True))
 WRONG = "#d62728"
 HEAT = dict(cmap="inferno", vmin=0, vmax=1)
 MASK = dict(cmap="gray", vmin=0, vmax=1)

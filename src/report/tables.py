@@ -10,7 +10,8 @@ NAMES = {"erm": "ERM", "randmask": "RandMask", "masktune": "MaskTune", "plain": 
          "rest hidden": "oracle: background hidden", "known hidden": "oracle: bird hidden"}
 TRAINING_SETS = {"mnist-random": "1% conflicting, random", "mnist-digit": "1% conflicting, by digit",
                  "mnist-none": "none conflicting"}
-
+KINDS = tuple(f"{whose}, {shown}" for whose in ("MaskTune", "perfect masks") for shown in ("decoys", "transplants"))
+PERFECT = "perfect masks"  # of `named`, in figures
 SHORTCUT = ": 0-4, square"  # the group of MNIST whose squares go with the class, as a suffix of what masks hit
 STUDIED = ("average", "raw", "malicious", "worst", "hidden", f"known_hidden{SHORTCUT}", "on_known", "untouched")
 COLUMNS = {"setting": "training set", "adjusted_average": "adjusted average", "worst": "worst group",
@@ -56,18 +57,16 @@ def study(rows: pandas.DataFrame, *vary: str) -> pandas.DataFrame:
     return summary(rows, dict.fromkeys([*by, *vary]), columns).drop(columns="n")
 
 
-def remedied(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """The rows with a column `masks`: whose they are, and what keeps their holes from telling the class."""
+def named(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """The rows with a column `masks`: whose they are, and what is shown there, if not black."""
     whose = rows["method"].replace({**NAMES, "known hidden": "perfect masks"})
-    added = (rows["grow"] > 0, ", grown"), (rows["decoys"], ", decoys"), (rows["fill"] == "smooth", ", smooth")
-    for on, name in added:
-        whose = whose + on.map({True: name, False: ""})
-    return pandas.concat([rows.drop(columns="masks", errors="ignore"), whose.rename("masks")], axis=1)
+    shown = (", " + rows["holes"]).where(rows["holes"] != "black", "")
+    return rows.drop(columns="masks", errors="ignore").assign(masks=whose + shown)
 
 
 def holes(rows: pandas.DataFrame, across: str, value: str = "malicious") -> pandas.DataFrame:
     """What comes of each kind of masks, mean ± std, a column for each value of what is varied."""
-    rows = remedied(rows)
+    rows = named(rows)
     table = rows.groupby(["masks", across], sort=False)[value].agg(mean_std).unstack(fill_value="")
     return table.loc[rows["masks"].unique(), rows[across].unique()].rename_axis(columns=None).reset_index()
 
