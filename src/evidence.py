@@ -12,7 +12,7 @@ from .masking import find_masks, spots
 from .masks import Masks
 from .saliency import xgradcam
 
-SWAPPED, AGAIN = 2_000, 500  # images at most, of the swap test and of the second look
+SWAPPED = 2_000  # images at most, of the swap test and of the second look
 EXAMPLES = 8  # images of a gallery; half as many of each other kind
 
 
@@ -46,13 +46,12 @@ def swap_test(model: nn.Module, data: Images, masks: Masks, seed: int) -> float 
     return None if len(data.labels.unique()) < 2 else swapped(model, data.images, data.labels, masks, seed)
 
 
-def look_again(model: nn.Module, train: Images, masks: Masks, k: float, seed: int) -> Again:
+def look_again(model: nn.Module, some: Images, masks: Masks, k: float, seed: int) -> Again:
     """Where the repaired model looks in some of the training images, beside the masks found before."""
-    some, before = few(train, AGAIN, masks)
     own = find_masks(model, some.images, k)
     labels = some.labels.to(own.bits.device)
-    means = torch.stack([own.mean(labels == label) for label in range(len(train.classes))]).nan_to_num().cpu()
-    return Again(means, spots(own, some.labels, before), swap_test(model, some, own, seed))
+    means = torch.stack([own.mean(labels == label) for label in range(len(some.classes))]).nan_to_num().cpu()
+    return Again(means, spots(own, some.labels, masks), swap_test(model, some, own, seed))
 
 
 def examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks, holes: Holes, seed: int) -> list[Tensor]:
@@ -63,7 +62,9 @@ def examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks, holes: 
     images, shown = data.images[chosen], Shown(data.images, masks, holes, data.labels, seed)
     guesses = [infer(model, images).argmax(1).cpu() for model in (old, new)]
     hidden = shown.masks[chosen.to(masks.bits.device)].cpu()
-    return [labels[chosen.cpu()], *guesses, *_seen(images, old), hidden, shown(chosen, torch.device("cpu"))]
+    seen = pixels(images.to(next(old.parameters()).device))
+    heat = xgradcam(old, seen).cpu()
+    return [labels[chosen.cpu()], *guesses, seen.cpu(), heat, hidden, shown(chosen, torch.device("cpu"))]
 
 
 def twins(old: nn.Module, new: nn.Module, data: Images, masks: Masks, seed: int) -> list[Tensor] | None:
@@ -77,21 +78,3 @@ def twins(old: nn.Module, new: nn.Module, data: Images, masks: Masks, seed: int)
     stored = (exchanged * 255).round().to(torch.uint8)
     guesses = [infer(model, stored).argmax(1).cpu() for model in (old, new)]
     return [data.labels.cpu()[chosen.cpu()], *guesses, pixels(data.images[chosen]).cpu(), exchanged.cpu()]
-
-
-def outcomes(old: nn.Module, new: nn.Module, data: Images, after: Tensor) -> list[Tensor] | None:
-    """As `examples`, of a test set: half repaired, half still wrong, and the heat before and after; None: neither."""
-    some = torch.arange(0, len(data), max(1, len(data) // AGAIN))
-    images = data.images[some.to(data.images.device)]
-    labels, before, after = data.labels.cpu()[some], infer(old, images).argmax(1).cpu(), after[some]
-    repaired, wrong = (before != labels) & (after == labels), after != labels
-    chosen = torch.cat([torch.nonzero(part).flatten()[:EXAMPLES // 2] for part in (repaired, wrong)])
-    if not len(chosen):
-        return None
-    return [*(part[chosen] for part in (labels, before, after)), *_seen(images[chosen.to(images.device)], old, new)]
-
-
-def _seen(images: Tensor, *models: nn.Module) -> list[Tensor]:
-    """Images as floats, and where each of the models looks in them."""
-    seen = pixels(images.to(next(models[0].parameters()).device))
-    return [seen.cpu(), *(xgradcam(model, seen).cpu() for model in models)]

@@ -1,6 +1,5 @@
 """The classifiers. Each takes images (B, 3, H, W) as float in [0, 1] and names its saliency layer."""
 
-import re
 from pathlib import Path
 
 import torch
@@ -105,9 +104,8 @@ class ResNet50(Backbone):
 def fitted(model: nn.Module, name: str, weights: str | Path | None, head: str) -> nn.Module:
     """Return the model, which torchvision calls `name`, with weights loaded; as it is if these are None.
 
-    weights: torchvision's name of some, such as "IMAGENET1K_V1", downloaded once; or a file with a state_dict, alone or
-    as "state_dict" or "model", with or without "module." or "_orig_mod." before all names and BatchNorm's counters.
-    If the last layer, called `head`, is another or missing, the model's own is kept.
+    weights: torchvision's name of some, such as "IMAGENET1K_V1", downloaded once; or a file with a state_dict, with or
+    without BatchNorm's counters. If the last layer, called `head`, is another or missing, the model's own is kept.
     ValueError: weights cannot be read or downloaded, or are others; the message says which file to put where.
     """
     if weights is None:
@@ -122,9 +120,7 @@ def fitted(model: nn.Module, name: str, weights: str | Path | None, head: str) -
             content = torch.hub.load_state_dict_from_url(url, None, "cpu", progress=False, check_hash=True)
         else:
             content = torch.load(Path(weights).expanduser(), map_location="cpu", weights_only=True)
-        for key in ("state_dict", "model"):
-            content = content.get(key, content)
-        found = counters | {re.sub(r"^((module|_orig_mod)\.)+", "", part): value for part, value in content.items()}
+        found = counters | content
         if any(part not in found or found[part].shape != value.shape for part, value in last.items()):
             found |= last
         model.load_state_dict(found)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from . import evidence, parallel
 from .checks import check_count, check_number
@@ -28,14 +28,14 @@ LRS = (0.0001, 0.0003, 0.001, 0.003, 0.01)  # tried if none is named
 TIED = 0.005  # of accuracy: what two LRs may differ in without one being better
 
 
-def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: str | None = None,
-             lr: float | Sequence[float] | None = None, batch_size: int = 128, epochs: int = 1, k: float = 2.0,
+def masktune(model: nn.Module, data: Images | Dataset, *, layer: str | None = None,
+             lr: float | Sequence[float] | None = None, batch_size: int = 128, k: float = 2.0,
              iterations: int | None = 1, accumulate: bool = False, holes: str | Holes = "black", momentum: float = 0.9,
              weight_decay: float = 1e-4, optimizer: Callable[[list], torch.optim.Optimizer] | None = None,
              loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy, mean: Sequence[float] | None = None,
              std: Sequence[float] | None = None, reshape_transform: Callable[[Tensor], Tensor] | None = None,
              augment: Callable[[Tensor], Tensor] | None = None, precision: str = "fp32",
-             device: torch.device | str | None = None, seed: int = 0, tests: dict | None = None, scores: bool = True
+             device: torch.device | str | None = None, seed: int = 0, tests: dict | None = None
              ) -> tuple[nn.Module, Report]:
     """Repair a trained classifier: masks by its own heat maps, then one epoch on what is left (MaskTune, section 3).
 
@@ -53,9 +53,9 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
             without an image that breaks the shortcut. Of those within half a point it is the smallest.
         batch_size: images of one update, over all processes.
         k: what is hotter than m + k s is hidden.
-        iterations, epochs: of masks, and on the same masks; with `accumulate`, what was found stays hidden. None: until
-            no new spot is hot in most images of a class, at most five, and what was found stays hidden: for several
-            shortcuts, of which a model takes the next when one is gone.
+        iterations: of masks and one epoch each; with `accumulate`, what was found stays hidden. None: until no new spot
+            is hot in most images of a class, at most five, and what was found stays hidden: for several shortcuts, of
+            which a model takes the next when one is gone.
         holes: what is shown where something was hot: "black" (paper), "decoys" or "transplants" (ours): see `holes`.
         momentum, weight_decay: of SGD; or `optimizer`, which makes another one of a list of weights. Its LR is `lr`.
         loss: a function of logits (B, classes) and labels (B,) that gives their mean, for weights of classes and such.
@@ -66,15 +66,13 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         precision: "fp32", or "bf16" for autocast.
         device: that computes; the GPU if there is one. The repaired model is on that of the model given.
         tests: more data sets to be scored before and after, by name; their classes are matched by name.
-        scores: whether the repaired model is scored on the training images, too: a third of all forward passes.
 
     Raises:
         TypeError, ValueError: something does not fit, or fails when it is tried; nothing has been trained.
         FloatingPointError: the loss or the weights are no longer finite, with every LR.
     """
-    for name, count in (("epochs", epochs), ("iterations", MOST if iterations is None else iterations),
-                        ("batch_size", batch_size)):
-        check_count(name, count)
+    check_count("iterations", MOST if iterations is None else iterations)
+    check_count("batch_size", batch_size)
     check_number("seed", seed, seed % 1 == 0, "a whole number")
     lrs = sorted({float(one) for one in (LRS if lr is None else lr if isinstance(lr, Sequence) else [lr])})
     if not lrs:
@@ -99,9 +97,8 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
                 if iterations is None and not spots(found, labels, before):
                     break
             state.masks = found
-            for _ in range(epochs):
-                lost, right = train_epoch(state, images, labels, masks=found, lr=rate, title=f"LR {rate:g}", **options)
-                state.finish_epoch(loss=lost, accuracy=right)
+            lost, right = train_epoch(state, images, labels, masks=found, lr=rate, title=f"LR {rate:g}", **options)
+            state.finish_epoch(loss=lost, accuracy=right)
         return state
 
     parallel.start()
@@ -116,7 +113,7 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         state, trials = _best(tuned, lrs, *few(sets["train"], evidence.SWAPPED, masks), seed)
         settings = options | {
             "layer": old.layer, "k": float(k), "lr": trials[0]["lr"], "mean": old.mean.flatten().tolist(),
-            "std": old.std.flatten().tolist(), "epochs": int(epochs), "iterations": iterations,
+            "std": old.std.flatten().tolist(), "iterations": iterations,
             "accumulate": bool(accumulate), "holes": repr(holes),
             **{name: getattr(one, "__name__", type(one).__name__) for name, one in (("augmentation", augment),
                                                                                    ("loss", loss))}}
@@ -125,7 +122,7 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         for name, new in (*state.model.model.named_parameters(), *state.model.model.named_buffers()):
             new.data = new.data.to(theirs.get(name, new).dtype)  # a buffer may be made by the first forward pass
             new.grad = None
-        report = _report(old, state.masks, masks, sets, before, settings, holes, state, scores, trials)
+        report = _report(old, state.masks, masks, sets, before, settings, holes, state, trials)
         repaired = state.model.model.to(given)
         repaired.eval()  # which may return nothing
         for name, new in (*repaired.named_parameters(), *repaired.named_buffers()):
@@ -133,7 +130,7 @@ def masktune(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: st
         return repaired, report
 
 
-def preview(model: nn.Module, data: Images | Dataset | DataLoader, *, layer: str | None = None, k: float = 2.0,
+def preview(model: nn.Module, data: Images | Dataset, *, layer: str | None = None, k: float = 2.0,
             holes: str | Holes = "black", mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
             reshape_transform: Callable[[Tensor], Tensor] | None = None, device: torch.device | str | None = None,
             tests: dict | None = None, seed: int = 0) -> Report:
@@ -202,9 +199,9 @@ def _best(tuned: Callable[[float], State], lrs: Sequence[float], some: Images, m
 
 
 def _report(old: Classifier, masks: Masks, first: Masks, sets: dict[str, Images], before: dict[str, Score],
-            settings: dict[str, object], holes: Holes, state: State | None = None, scores: bool = True,
+            settings: dict[str, object], holes: Holes, state: State | None = None,
             trials: Sequence[dict] = ()) -> Report:
-    """The report of a repair (scores: of the training images, too), or a preview; `failure` names what failed.
+    """The report of a repair, or a preview; `failure` names what failed.
 
     masks: those trained on; first: those of the old model.
     """
@@ -220,20 +217,15 @@ def _report(old: Classifier, masks: Masks, first: Masks, sets: dict[str, Images]
             found["swaps"]["train"].append(swap_test(new, some, own, seed) if known is None else known)
         found["examples"] = evidence.examples(old, new, train, masks, holes, seed)
         if state:
-            guesses = {name: infer(new, data.images).argmax(1).cpu() for name, data in sets.items()
-                       if scores or name != "train"}
-            found["after"] = {name: scored(theirs, sets[name]) for name, theirs in guesses.items()}
+            found["after"] = {name: scored(infer(new, data.images).argmax(1), data) for name, data in sets.items()}
             for name, data in sets.items():
                 if name != "train" and data.groups is None and data.images.shape[2:] == train.images.shape[2:]:
                     part, _ = few(data, evidence.SWAPPED)
                     hot = find_masks(old, part.images, k)
                     found["swaps"][name] = [swap_test(model, part, hot, seed) for model in (old, new)]
-            found["again"] = evidence.look_again(new, train, masks, k, seed)
+            found["again"] = evidence.look_again(new, *few(train, evidence.SWAPPED, masks), k, seed)
             if found["swaps"]["train"][0] is not None:
                 found["twins"] = evidence.twins(old, new, some, own, seed)
-            *_, (last, data) = sets.items()
-            if last != "train" and data.images.shape[2:] == train.images.shape[2:]:  # for which the layer is read
-                found["outcomes"] = evidence.outcomes(old, new, data, guesses[last])
     except (Exception, KeyboardInterrupt) as error:  # the repaired model is worth more than the report
         found["failure"] = f"The report is not complete: {type(error).__name__}: {error}"
         warnings.warn(found["failure"], stacklevel=3)

@@ -10,8 +10,7 @@ import numpy
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils import data as torchs
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
@@ -118,7 +117,7 @@ def _counts(name: str) -> bool:
     return not name.startswith(".") and name not in NOT_OURS
 
 
-def load_dataset(data: Dataset | DataLoader | Sequence, side: int | tuple[int, int] | None = None,
+def load_dataset(data: Dataset | Sequence, side: int | tuple[int, int] | None = None,
                  classes: Sequence[str] | None = None, *, image: Key = None, label: Key = None, group: Key = None,
                  mean: Floats = None, std: Floats = None) -> Images:
     """Load a data set of (image, label) or (image, label, group), or of dicts with an image and a label.
@@ -126,7 +125,7 @@ def load_dataset(data: Dataset | DataLoader | Sequence, side: int | tuple[int, i
     An image is a PIL image, a tensor (3, H, W) or an array (H, W, 3), of uint8 or of floats in [0, 1].
 
     Args:
-        data: anything with a length and items by number, without augmentation. Of a DataLoader, its data set is used.
+        data: anything with a length and items by number, without augmentation.
         side: as of `load_folder`; if not given, all images must have one size.
         classes: names; those that the data set gives itself, or "0", "1", ..., if not given.
         image, label, group: where these are in an item, a key, a position or a function of the item; by default
@@ -137,14 +136,11 @@ def load_dataset(data: Dataset | DataLoader | Sequence, side: int | tuple[int, i
     Raises:
         TypeError, ValueError: it is no such data set, or an item is not of that kind; it is named by its index.
     """
-    loader, data = data, data.dataset if isinstance(data, DataLoader) else data
     has_items = {"__len__", "__getitem__"} <= set(dir(type(data)))  # an object may only pass on what its type lacks
     if not has_items or isinstance(data, (str, Mapping, IterableDataset)) or hasattr(data, "train_ds"):
-        raise TypeError("expected a data set with a length and items by number (of fastai dls.train_ds, of Lightning "
-                        "what train_dataloader() gives, of a dict one of its values, or list(...) of one without), got "
+        raise TypeError("expected a data set with a length and items by number (of a DataLoader its .dataset, of "
+                        "fastai dls.train_ds, of a dict one of its values, or list(...) of one without), got "
                         f"a {type(data).__name__} {str(data)[:60]!r}; load_folder reads folders of images")
-    if loader is not data:
-        _check_loader(loader)
     names = own_classes(data, label) if classes is None else in_order(classes)
     view = None if side is None else View.of(side)
 
@@ -174,16 +170,6 @@ def load_dataset(data: Dataset | DataLoader | Sequence, side: int | tuple[int, i
         raise ValueError(f"expected a group as third entry of the items, got {many} different ones in {len(data)} "
                          "items, like an index; pass image=0 and label=1 to leave it out, or group=2 to keep it")
     return Images(images, labels, known, groups[0] if groups else None, numbered=not names)
-
-
-def _check_loader(loader: DataLoader) -> None:
-    """Each item of a loader's data set is taken once, as it is: ValueError if the loader does more, or less."""
-    plain = (torchs.SequentialSampler, torchs.RandomSampler, torchs.DistributedSampler)
-    usual = type(loader.sampler) in plain and loader.collate_fn in (torchs.default_collate, torchs.default_convert)
-    if not usual or vars(loader.sampler).get("replacement") or len(loader.sampler) != len(loader.dataset):
-        raise ValueError("expected a DataLoader that takes each item of its data set once, as it is, got one with a "
-                         f"{type(loader.sampler).__name__} and collate_fn {loader.collate_fn}; pass the data set, or a "
-                         "Subset")
 
 
 def _parts(item: object, image: Key, label: Key, group: Key) -> Sequence:

@@ -1,6 +1,6 @@
 """The experiments as frozen data: each number with its unit and its origin."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..augmentation import Augmentation
@@ -59,6 +59,11 @@ class FineTune:
     accumulate: bool = False  # whether pixels hidden in one iteration stay hidden in the next
     order: int = 0  # number of the order in which the epoch visits the images; ours
     holes: str = "black"  # what is shown where something was hot: see `holes.HOLES`; paper
+
+    def named(self) -> dict[str, object]:
+        """The fields by which files and rows name it; those from before there was a choice of holes stay valid."""
+        fields = asdict(self)
+        return {name: value for name, value in fields.items() if (name, value) != ("holes", "black")}
 
 
 @dataclass(frozen=True)

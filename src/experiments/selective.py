@@ -138,6 +138,6 @@ def _measured(file: str, setting: Setting, places: Places, changes: list[Row], m
     """A row for each seed and change; `erm` names what is trained by its content: another recipe is measured anew."""
     conditions = []
     for seed, change in product(setting.seeds, changes):
-        recipe = {"erm": asdict(setting.erm), **asdict(setting.finetune), "lr": change.get("lr", setting.finetune.lr)}
+        recipe = {"erm": asdict(setting.erm), **setting.finetune.named(), "lr": change.get("lr", setting.finetune.lr)}
         conditions.append({"setting": setting.name, "seed": seed, **change, "erm": digest(recipe)[:16]})
     return measured(places.results / f"{file}-{setting.name}.csv", conditions, measure, processes=1, threads=cores())

@@ -109,16 +109,14 @@ def run_finetune(places: Places, setting: Setting, seed: int, erm_state: State, 
     data = cache(partial(_on_device, places, setting, seed, "train"))  # a finished stage needs none
     epoch = {"plain": train_epoch, "randmask": randmask_epoch, "masktune": partial(
         masktune_epoch, k=finetune.threshold_std, accumulate=finetune.accumulate)}[finetune.method]
-    hides = {} if finetune.method == "plain" else {"holes": finetune.holes}
 
     def advance(state: State) -> dict[str, float]:
-        loss, met = epoch(state, *data(), lr=finetune.lr, order=finetune.order, **hides, **epoch_options(erm, seed))
+        loss, met = epoch(state, *data(), lr=finetune.lr, order=finetune.order, holes=finetune.holes,
+                          **epoch_options(erm, seed))
         shown = Shown(data()[0], state.masks, finetune.holes, data()[1], seed, state.epoch)
         return dict(loss=loss, accuracy=met, lr=finetune.lr, hidden=sum(shown.shares()))
 
-    config = {"stage": "finetune", "seed": seed, **asdict(finetune), "erm": asdict(erm)}
-    if finetune.holes == FineTune.holes:
-        del config["holes"]  # files from before there was a choice stay valid
+    config = {"stage": "finetune", "seed": seed, **finetune.named(), "erm": asdict(erm)}
     return load_or_run(finetune_path(places, setting, seed, finetune), config, erm_state.epoch + finetune.iterations,
                        lambda: start_finetune(erm, erm_state), advance)
 

@@ -45,7 +45,6 @@ class Report:
     again: Again | None = None  # where the repaired model looks
     examples: list[Tensor] | None = None  # pictures: see `evidence`
     twins: list[Tensor] | None = None
-    outcomes: list[Tensor] | None = None  # of the last of the test sets
     failure: str = ""  # why some of these are missing
 
     @cached_property
@@ -118,7 +117,7 @@ class Report:
     def as_dict(self) -> dict[str, object]:
         """All but masks and pictures, as plain numbers and strings; classes and groups go by their numbers."""
         plain = {one.name: getattr(self, one.name) for one in fields(self)
-                 if one.name not in ("labels", "masks", "again", "examples", "twins", "outcomes")}
+                 if one.name not in ("labels", "masks", "again", "examples", "twins")}
         scores = {when: {name: asdict(one) for name, one in plain[when].items()} for when in ("before", "after")}
         again = self.again and {"swapped": self.again.swapped, "spots": self.again.spots}
         return {"verdict": self.verdict, **plain, **scores, "again": again,
@@ -135,16 +134,16 @@ class Report:
             made = {"mean_masks": figures.mean_masks(self.mean_masks[most], names)}
             if self.again:
                 made["mean_masks_after"] = figures.mean_masks(self.again.means[most], names)
-            for name, found in (("gallery", self.examples), ("twins", self.twins), ("tests", self.outcomes)):
+            for name, found in (("gallery", self.examples), ("twins", self.twins)):
                 if found:
                     labels, before, after, *rows = found
                     short = [f"{i} {name}"[:12] for i, name in enumerate(self.classes)]  # numbers keep them apart
                     titles = figures.arrows(labels, before, after, names=short, between="\n→ ")
-                    called = {"twins": ("image", "exchanged"), "tests": (
-                        list(self.before)[-1], "heat before", "heat after")}
-                    rows = figures.explained(*rows) if name == "gallery" else dict(
-                        zip(called[name], rows, strict=True))
-                    made[name] = figures.strip(rows, {next(iter(rows)): titles})
+                    if name == "gallery":
+                        made[name] = figures.strip(figures.explained(*rows), {"image": titles})
+                    else:
+                        made[name] = figures.strip(dict(zip(("image", "exchanged"), rows, strict=True)),
+                                                   {"exchanged": titles})
             for name, figure in made.items():
                 files[name] = figures.jpeg(figure)
         except Exception as error:  # no matplotlib, or a name that it cannot write: the numbers are worth more
