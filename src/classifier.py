@@ -12,7 +12,7 @@ class Classifier(nn.Module):
     """A model of yours, its saliency layer named, its normalisation inside, its outputs brought to one form.
 
     Args:
-        model: takes (B, 3, H, W), or (B, 1, H, W) if its first convolution does, and gives logits: see `logits_of`. It
+        model: takes (B, 3, H, W), or where it cannot take that (B, 1, H, W), and gives logits: see `logits_of`. It
             is wrapped, not copied; what DataParallel, DDP or torch.compile put around it is left out.
         layer: the module to be explained, or its name as in `model.named_modules()`: see `layers.suggest_layers`.
         mean, std: of each channel, for a model that expects normalised images; if not given, those that a model of timm
@@ -48,7 +48,8 @@ class Classifier(nn.Module):
             raise ValueError("expected mean in [0, 1] and std in (0, 1], one of each channel, for images in [0, 1]; "
                              f"got mean={mean.tolist()}, std={std.tolist()}")
         self.model, self.layer, self.reshape_transform = model, layer, reshape_transform
-        self.grey = next((part.in_channels == 1 for part in model.modules() if isinstance(part, nn.Conv2d)), False)
+        self.reading: Callable[[Tensor], Tensor] | None = None  # how the layer is read, once it is tested: see `reader`
+        self.grey: bool | None = None  # whether it takes one channel: tried at the first call
         self.training = model.training
         self.register_buffer("mean", mean.view(-1, 1, 1), persistent=False)
         self.register_buffer("std", std.view(-1, 1, 1), persistent=False)
@@ -58,13 +59,29 @@ class Classifier(nn.Module):
         return None if self.layer is None else self.model.get_submodule(self.layer)
 
     def forward(self, images: Tensor) -> Tensor:
-        inputs = ((images - self.mean) / self.std)[:, :1 if self.grey else 3]
+        inputs = (images - self.mean) / self.std
         # in the layout of its weights: channels that come last are faster, but not all can work on them, and torch's
         # backward pass of a 1x1 convolution with stride 2 on 3 to 12 such channels corrupts the memory of a CPU
         kernel = next((weight for weight in self.model.parameters() if weight.dim() == 4), None)
         inputs = inputs.contiguous() if kernel is None or kernel.is_contiguous() else inputs
         dtype = next((weight.dtype for weight in self.model.parameters() if weight.is_floating_point()), inputs.dtype)
-        return logits_of(self.model(inputs.to(dtype)), self.training)
+        logits = logits_of(self._called(inputs.to(dtype)), self.training)
+        if len(logits) != len(images):
+            raise ValueError(f"expected logits of {len(images)} images, got {len(logits)}: the model squeezes a batch "
+                             "of one image, or joins images; flatten(1) keeps the batch")
+        return logits
+
+    def _called(self, inputs: Tensor) -> object:
+        if self.grey is not None:
+            return self.model(inputs[:, :1] if self.grey else inputs)
+        try:
+            output, self.grey = self.model(inputs), False
+        except RuntimeError as coloured:
+            try:
+                output, self.grey = self.model(inputs[:, :1]), True
+            except RuntimeError:
+                raise coloured from None
+        return output
 
 
 def logits_of(output: object, training: bool = False) -> Tensor:
@@ -104,8 +121,9 @@ def _described(output: object) -> str:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model itself, without what runs it on several devices or compiles it."""
-    while isinstance(model, (DataParallel, DistributedDataParallel)) or hasattr(model, "_orig_mod"):
-        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+    # among its own modules: hasattr would see through a wrapper that passes on what it lacks
+    while isinstance(model, (DataParallel, DistributedDataParallel)) or "_orig_mod" in model._modules:
+        model = model._modules.get("_orig_mod", model._modules.get("module"))
     return model
 
 

@@ -21,6 +21,7 @@ from .seeding import seeded
 from .state import State
 from .training import epoch_batches, train_epoch
 
+UNLIKE = 1e-3  # share by which logits may differ between two passes, by rounding
 TINY, HUGE = 1e-9, 1e3  # of what a step may move the weights, as a share of their size
 
 
@@ -34,8 +35,6 @@ def opened(model: nn.Module, data: object, tests: dict, layer: str | None, k: fl
     if mean is None and old.mean.any():
         warnings.warn(f"images are normalised by the model's own pretrained_cfg, mean {old.mean.flatten().tolist()}; "
                       "pass mean= and std= for others, (0,) and (1,) for none", stacklevel=3)
-    if old.grey and not all((part == part[:, :1]).all() for one in sets.values() for part in one.images.split(1000)):
-        raise ValueError("the model takes one channel, and there are coloured images; make them grey first")
     if layer is None:
         found = suggest_layers(old, sets["train"].images)
         if not found:
@@ -44,6 +43,8 @@ def opened(model: nn.Module, data: object, tests: dict, layer: str | None, k: fl
         old.layer = found[0][0]
     with _untouched(model):
         _try(old, sets["train"], k)
+    if old.grey and not all((part == part[:, :1]).all() for one in sets.values() for part in one.images.split(1000)):
+        raise ValueError("the model takes one channel, and there are coloured images; make them grey first")
     return old, sets
 
 
@@ -88,7 +89,12 @@ def _try(model: Classifier, data: Images, k: float) -> None:
     chosen = _few(data)
     seen = pixels(data.images[chosen].to(model.mean.device))
     with step(f"the forward pass in eval mode on images {tuple(seen.shape)}"), evaluating(model), torch.no_grad():
-        logits = model(seen)
+        logits, again = model(seen), model(seen)
+        halves = torch.cat([model(part) for part in seen.split((len(seen) + 1) // 2)])
+    for other, cause in ((again, "two passes differ, as with dropout that stays on in eval mode"),
+                         (halves, "it depends on the other images, as with BatchNorm without running statistics")):
+        if (other - logits).norm() > UNLIKE * logits.norm():
+            raise ValueError("expected a model whose answer is a function of one image alone; in eval mode, " + cause)
     if logits.shape[1] != len(data.classes):
         raise ValueError(f"expected one logit for each of the {len(data.classes)} classes, got a model with "
                          f"{logits.shape[1]}; give it a new last layer, or name all its classes with classes=")
@@ -98,7 +104,7 @@ def _try(model: Classifier, data: Images, k: float) -> None:
         warnings.warn(f"the model's outputs look like probabilities, not logits: they are in [{low:.2f}, {high:.2f}], "
                       "or add up to 1; take the softmax or the sigmoid off its end", stacklevel=4)
     with step(f"the heat map of layer {model.layer!r}", model, data.images[chosen]):
-        model.reshape_transform = reader(model, model.saliency_layer, tuple(seen.shape[2:]))
+        model.reading = reader(model, model.saliency_layer, tuple(seen.shape[2:]))
         heat = xgradcam(model, seen)
         hottest(heat, k)
     if (empty := (heat.amax((1, 2)) == 0).double().mean().item()) > 0.5:

@@ -45,6 +45,7 @@ def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | Non
     with evaluating(model), torch.enable_grad():
         inputs = layout.probe(tuple(images.shape[2:]), device).requires_grad_()
         try:
+            model(inputs.detach())  # it finds out how many channels the model takes, before calls are counted
             outputs, logits = layout.outputs_of(model, layers, inputs)
         except Exception as error:  # a model can fail in any way
             raise ValueError(f"the forward pass on images {tuple(inputs.shape)}: {type(error).__name__}: {error}"
@@ -55,7 +56,7 @@ def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | Non
             if (found := layout.reading_of(outputs[name], inputs)) is None:
                 return None
             maps = found[1](outputs[name])
-            good = maps[:, :, [0, -1]].any(2).any() and maps.shape[1] != logits.shape[1]  # padding; logits of pixels
+            good = maps.shape[1] != logits.shape[1] and not layout.framing(outputs[name], maps, inputs)  # of pixels
             return (tuple(maps.shape[2:]), found[1]) if good and min(maps.shape[2:]) >= SMALLEST else None
 
         ranks = _ranks(outputs, logits)

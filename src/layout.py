@@ -106,3 +106,22 @@ def reading_of(output: Tensor, images: Tensor) -> tuple[str, Reading] | None:
         if right == 1 and share > OWN_QUARTER and (best is None or rank > best[0]):
             best = (rank, name, read)
     return best and best[1:]
+
+
+
+def framing(output: Tensor, maps: Tensor, images: Tensor) -> str:
+    """What a model does to the frame of its images before a layer, "" if nothing: else maps do not lie over them.
+
+    output: of the layer, with its graph back to two images (2, 3, H, W) that differ everywhere; maps: (2, K, h, w), how
+    it is read.
+    """
+    gradient, = torch.autograd.grad(output.square().sum(), images, retain_graph=True)
+    for name, axis in (("rows", 2), ("columns", 3)):
+        seen = torch.nonzero((gradient.movedim(axis, 0).flatten(1) != 0).any(1)).flatten().tolist() or [0]
+        blind = images.shape[axis] - (seen[-1] - seen[0] + 1)  # at the ends: between them, a stride may leave gaps
+        if blind > images.shape[axis] / maps.shape[axis] + 1:  # the last ones may not fill a position
+            return f"of {images.shape[axis]} {name} of pixels it never sees {blind}: the model crops its images"
+        lines = maps.movedim(axis, 0)
+        if blank := int((lines[:, 0] == lines[:, 1]).flatten(1).all(1).sum()):
+            return f"{blank} of its {len(lines)} {name} are the same for any image: the model pads its images"
+    return ""

@@ -90,8 +90,8 @@ class Backbone(Classifier):
                  ) -> None:
         model = torchvision.models.get_model(name, num_classes=num_classes)
         head = [part for part, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
-        super().__init__(fitted(model, name, weights, head), layer or "features", IMAGENET_MEAN, IMAGENET_STD,
-                         nn.Identity())
+        super().__init__(fitted(model, name, weights, head), layer or "features", IMAGENET_MEAN, IMAGENET_STD)
+        self.reading = nn.Identity()
 
 
 class ResNet50(Backbone):

@@ -1,5 +1,7 @@
 """XGradCAM (Fu et al. 2020): where a classifier looks. It leaves the model exactly as it was."""
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,24 +89,33 @@ def heat_of(activation: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tens
 def reader(model: nn.Module, layer: nn.Module, size: tuple[int, int]) -> layout.Reading:
     """Return what makes maps (B, K, h, w) of a layer's output, for images of (height, width) pixels.
 
-    That is the model's own `reshape_transform` if it has one, and nothing for the layer that a model names itself; for
-    other layers it is tested: see `layout`.
+    That is the model's own `reshape_transform` if it has one, of which a warning tells if its maps do not follow the
+    image, and nothing for the layer that one of our models names itself; for other layers it is tested: see `layout`.
 
-    ValueError: the output is no map of the image, or cannot be told to be one.
+    ValueError: the output is no map of the image, or cannot be told to be one, or not of the whole image.
     """
-    given = getattr(model, "reshape_transform", None)
-    if given is not None:
-        return given
-    if not isinstance(model, Classifier) and layer is getattr(model, "saliency_layer", None):
-        return lambda maps: maps
+    own = layer is getattr(model, "saliency_layer", None)
+    if own and getattr(model, "reading", None):
+        return model.reading
+    given = getattr(model, "reshape_transform", None) if own else None
+    if own and not isinstance(model, Classifier):
+        return given or (lambda maps: maps)
     images = layout.probe(size, next(model.parameters()).device).requires_grad_()
     with evaluating(model), torch.enable_grad():
         made, _ = layout.outputs_of(model, {"": layer}, images)
-        found = layout.reading_of(made[""], images) if made else None
-    if found is None:
-        raise ValueError("expected a layer that the model calls once, whose output is a map of the image, got one of "
-                         f"{type(layer).__name__}, which {'does not follow it' if made else 'it does not'}; {ADVICE}")
-    return found[1]
+        read = given or (made and (layout.reading_of(made[""], images) or ("", None))[1])
+        if not made or read is None:
+            raise ValueError(f"expected a layer that the model calls once, whose output is a map of the image, got one "
+                             f"of {type(layer).__name__}, which {'does not follow it' if made else 'it does not'}; "
+                             f"{ADVICE}")
+        maps = read(made[""])
+        if given and maps.dim() == 4 and layout.follows_quarters(maps, images)[0] <= 0.5:
+            warnings.warn(f"reshape_transform: the maps that it makes of {type(layer).__name__} do not follow the "
+                          f"image: are height and width, {tuple(maps.shape[2:])}, in their places?", stacklevel=2)
+        if found := layout.framing(made[""], maps, images):
+            raise ValueError(f"expected a layer whose map lies over the whole image, got one of "
+                             f"{type(layer).__name__}: {found}; crop or pad the images, not within the model")
+    return read
 
 
 def resized(maps: Tensor, height: int, width: int) -> Tensor:

@@ -1,5 +1,6 @@
 """What `masktune()` turns away before anything is trained, and what it reads by name instead of by position."""
 
+import warnings
 from dataclasses import replace
 from functools import partial
 from types import MethodType
@@ -31,6 +32,62 @@ def replaced() -> nn.Module:
     return model
 
 
+class Framed(Net):
+    """Crops or pads its images itself."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (self.left, 0, 0, 0)))
+
+
+class Dropped(Net):
+    def forward(self, x):
+        return self.head(nn.functional.dropout(self.f(x).mean((2, 3)), 0.5))
+
+
+def together() -> nn.Module:
+    model = Net()
+    model.f[1] = nn.BatchNorm2d(8, track_running_stats=False)
+    return model
+
+
+class Twice(Net):
+    def forward(self, x):
+        return super().forward(x) + super().forward(x.flip(-1))
+
+
+class Delegates(nn.Module):
+    """Passes on what it lacks, of a compiled model within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.compile(Net(), backend="eager")
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x):
+        return self.inner(x).flip(1)
+
+
+class Alike(Net):
+    """Its first convolution in the order of its parts takes one channel, but not the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.ModuleDict({"late": nn.Conv2d(1, 1, 1), "first": self.f})
+
+    def forward(self, x):
+        seen = self.f["first"](x)
+        return self.head(seen.mean((2, 3))) + 0 * self.f["late"](seen[:, :1]).mean()
+
+
 BAD = [  # the model, the training set, options, and what the message says
     (lambda: lambda x: x, DATA, {}, "got a function"),
     (lambda: nn.Sequential(Net().f, nn.Flatten(), nn.LazyLinear(2)), DATA, {"layer": "0"}, "lazy layers"),
@@ -45,10 +102,15 @@ BAD = [  # the model, the training set, options, and what the message says
     (lambda: Net().requires_grad_(False), DATA, {}, "the optimizer"),
     (NoGradient, DATA, {}, "the heat map of layer 'f'"),
     (replaced, DATA, {}, "forward, replaced by a function"),
+    (lambda: Framed(-9), DATA, {}, r"of 32 columns of pixels it never sees \d+: the model crops"),
+    (lambda: Framed(4), DATA, {}, r"\d+ of its 34 columns are the same for any image: the model pads"),
+    (Dropped, DATA, {}, "two passes differ, as with dropout"), (together, DATA, {}, "depends on the other images"),
+    (Twice, DATA, {}, "calls once"), (Twice, DATA, {"reshape_transform": nn.Identity()}, "calls once"),
+    (lambda: Wrapped(lambda y, _: y.squeeze()), changed(images=DATA.images[:3], labels=DATA.labels[:3]),
+     {"batch_size": 1}, "squeezes"),
     (lambda: Net(channels=1), DATA, {}, "coloured"),
     (lambda: Net(channels=1), changed(images=DATA.images * 0), {"tests": {"t": DATA}}, "coloured"),
     (Net, DATA, {"layer": "layer9"}, "'layer9'; it has f, f.0, .*suggest_layers"),
-    (Net, DATA, {"layer": None}, r"the heat map of layer None.*suggest_layers finds \[\('f', \(30, 30\)\)"),
     (Net, DATA, {"layer": "head"}, r"the heat map of layer 'head'.*suggest_layers finds \[\('f', \(30, 30\)\)"),
     (lambda: torchvision.models.resnet18(num_classes=2), DATA, {"layer": "layer4"}, r"'layer4'.*finds \[.*'layer2'"),
     (lambda: torchvision.models.resnet18(num_classes=2), DATA, {"layer": "layer1.0.relu"}, "the model calls once"),
@@ -119,3 +181,25 @@ def test_a_forward_that_was_bound_goes_with_its_copy():
     model.f[0].forward = MethodType(lambda one, x: torch.conv2d(x, one.weight, one.bias), model.f[0])
     with torch.inference_mode():  # nor does a mode of the caller's stand in the way
         assert equal(repair(model)[0], repair(Net())[0])
+
+
+def test_a_transform_that_is_given_is_tested_too():
+    for turn, told in ((nn.Identity(), 0), (lambda maps: maps.flip(3), 1), (lambda maps: maps.flip(2), 1)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            repair(Net(), reshape_transform=turn)
+        assert sum("do not follow the image" in str(one.message) for one in said) == told
+
+
+def test_the_very_model_that_was_given_comes_back():
+    model = Delegates()
+    repaired, report = repair(model, layer="inner._orig_mod.f")
+    assert type(repaired) is Delegates
+    right = repaired(DATA.images / 255).argmax(1) == DATA.labels
+    assert report.after["train"].average == right.double().mean()
+
+
+def test_channels_are_tried_and_not_guessed_from_the_first_convolution_that_is_declared():
+    assert repair(Alike(), layer="f.first")[1].before["train"] == repair(Net())[1].before["train"]
+    grey = changed(images=DATA.images[:, :1].expand(-1, 3, -1, -1).contiguous())
+    assert repair(Net(channels=1), grey)[1].after

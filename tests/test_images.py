@@ -1,7 +1,9 @@
 """Your own images, from folders or any data set: read as they are meant, or refused with the reason."""
 
 import os
+import struct
 import types
+import unicodedata
 from pathlib import Path
 
 import numpy
@@ -11,6 +13,7 @@ from PIL import Image
 from torch.utils import data as torchs
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
+from src.datasets import decode
 from src.datasets.images import load_dataset, load_folder
 
 X = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -31,7 +34,8 @@ def folder(tmp_path):
 
 
 def test_what_is_hidden_or_left_by_a_system_is_passed_over_and_nothing_is_read_twice(folder, monkeypatch):
-    for path in (".ipynb_checkpoints", "cat/.ipynb_checkpoints", "__MACOSX", "lost+found", "#recycle"):
+    for path in (".ipynb_checkpoints", "cat/.ipynb_checkpoints", "__MACOSX", "lost+found", "#recycle", "$Recycle.Bin",
+                 "@Recycle"):
         picture(folder / path / "1-checkpoint.png")
     for path in ("cat/._1.png", "cat/.DS_Store", *(f"cat/{i}.gif" for i in range(9)), "cat/Thumbs.db"):
         (folder / path).touch()
@@ -57,6 +61,11 @@ def test_what_is_hidden_or_left_by_a_system_is_passed_over_and_nothing_is_read_t
     (lambda root: root / "elsewhere", FileNotFoundError, "elsewhere is missing"),
     (lambda root: root / "cat", FileNotFoundError, "cat is missing, or has no folders of images"),
     (lambda root: (root / "dog" / "2.jpg").write_bytes(b"text") and root, ValueError, r"2\.jpg is not a readable"),
+    (lambda root: (root / "fox").mkdir() or root, FileNotFoundError, r"fox: expected images of class fox .*no files"),
+    (lambda root: (root / "dog" / "1.png").rename(root / "dog" / "1.heic") and root, FileNotFoundError,
+     r"dog .*\.heic"),
+    (lambda root: os.mkfifo(root / "dog" / "2.jpg") or root, FileNotFoundError, r"2\.jpg is no file"),
+    (lambda root: (root / "dog" / "2.jpg").symlink_to("nowhere") or root, FileNotFoundError, r"2\.jpg is no file"),
     (lambda root: picture(root / "fox" / "1.png") or root, ValueError, "cat, dog, each once, got cat, dog, fox")])
 def test_folders_that_are_no_classes(spoil, error, word, folder):
     root = spoil(folder)
@@ -219,3 +228,50 @@ def test_what_cannot_be_read_is_named(data, options, word):
 def test_an_image_that_changes_is_told():
     with pytest.warns(UserWarning, match="without augmentation"):
         load_dataset([(torch.rand, 0)], image=lambda item: item[0](3, 8, 8))
+
+
+def test_a_folder_that_cannot_be_listed_is_told(folder, monkeypatch):
+    picture(folder / "cat" / "more" / "2.png")
+    scan = os.scandir
+
+    def refused(path):
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionError, match="more"):
+        load_folder(folder, 8)
+
+
+def test_a_class_name_in_another_normal_form_is_the_same(tmp_path):
+    picture(tmp_path / unicodedata.normalize("NFD", "café") / "1.png")
+    picture(tmp_path / "tea" / "1.png")
+    assert load_folder(tmp_path, 8, classes=("tea", unicodedata.normalize("NFC", "café"))).labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (3000, 1), (6000, 6)])
+def test_a_spacer_takes_no_memory(size):
+    height, width = load_dataset([(Image.new("RGB", size, "red"), 0)], side=(32, 48)).images.shape[2:]
+    assert (height, width) == (32, 48)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "resize", lambda image, side, antialias: made.append(side * max(image.shape) / min(
+            image.shape[1:])) or torch.zeros(3, 99, 99))
+        made = []
+        load_dataset([(Image.new("RGB", size, "red"), 0)], side=(32, 48))
+    assert max(made) <= 17 * 48
+
+
+def test_a_malformed_tag_beside_the_orientation_stops_nothing(tmp_path):
+    """The width, of TIFF's tags, as text: Pillow can read the tags, but not write them again."""
+    tags = struct.pack("<HHI4s", 0x0100, 2, 4, b"abc") + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + tags + struct.pack("<I", 0)
+    picture(tmp_path / "a" / "1.jpg", Image.new("RGB", (40, 30), "red"), exif=exif)
+    assert load_dataset([(Image.open(tmp_path / "a" / "1.jpg"), 0)]).images.shape == (1, 3, 40, 30)
+    assert load_folder(tmp_path, 8).images.shape == (1, 3, 8, 8)
+
+
+def test_any_failure_of_a_decoder_names_the_file(folder, monkeypatch):
+    monkeypatch.setattr(decode, "fit", lambda *_: 1 / 0)
+    with pytest.raises(ValueError, match=r"1\.png is not a readable image \(ZeroDivisionError"):
+        load_folder(folder, 8)

@@ -1,6 +1,7 @@
 """How a picture becomes stored pixels, and how a folder of them is decoded but once."""
 
 import json
+import math
 import mmap
 import os
 import sys
@@ -11,7 +12,7 @@ from itertools import chain, repeat
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from tqdm import tqdm
@@ -19,6 +20,10 @@ from tqdm import tqdm
 from ..files import locked, put_in_place, write_whole
 
 CHUNK = 256  # images that threads decode before the next are handed out: more would wait in memory
+LONGEST = 16  # times the frame, of a long picture that is scaled; more of its ends is cut off before
+TURNS = dict(enumerate((Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+                        Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
+                        Image.Transpose.ROTATE_90), start=2))  # by EXIF's number of how a camera was held
 SCALED = "of 16 bits: value / 65535"
 FORMAT = "masktune pixels, 4"  # of a file of decoded pixels; count it up when `decode` comes to give other pixels
 OURS = json.dumps({"format": FORMAT.split(",")[0]})[:-2].encode()  # how the index of such a file begins
@@ -62,7 +67,8 @@ def fit(image: Image.Image | Tensor, view: View | None) -> Tensor:
     else:
         if image.mode.startswith(("I", "F")):  # Pillow would clip instead of scaling
             raise ValueError(f"expected 8 bits a channel, or floats ({SCALED}), got pixels of mode {image.mode}")
-        image = ImageOps.exif_transpose(image)
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        image = image if turn is None else image.transpose(turn)
         if image.has_transparency_data:  # which hides colours that were never meant to be seen
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = pil_to_tensor(image.convert("RGB"))
@@ -71,6 +77,10 @@ def fit(image: Image.Image | Tensor, view: View | None) -> Tensor:
     height, width = image.shape[1:]
     shorter = view.resize or max(-(-min(height, width) * own // whole)  # rounded up, without an error of floats
                                  for own, whole in ((view.height, height), (view.width, width)))
+    scale = shorter / min(height, width)
+    if max(height / view.height, width / view.width) * scale > LONGEST:  # scaled whole, it would fill the memory
+        image = center_crop(image, [min(height, math.ceil(LONGEST * view.height / scale)),
+                                    min(width, math.ceil(LONGEST * view.width / scale))])
     return center_crop(resize(image, shorter, antialias=True), [view.height, view.width])
 
 
@@ -79,8 +89,12 @@ def decode(path: Path, view: View) -> Tensor:
     try:
         with Image.open(path) as image:
             return fit(image, view)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable image ({error}); replace or remove it") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} has more pixels than Pillow opens ({error}); scale it down, or raise Pillow's limit, "
+                         "PIL.Image.MAX_IMAGE_PIXELS") from error
+    except Exception as error:  # decoders fail in any way
+        raise ValueError(f"{path} is not a readable image ({type(error).__name__}: {error}); replace or remove it"
+                         ) from error
 
 
 def decoded(paths: Sequence[Path], view: View) -> Iterator[Tensor]:

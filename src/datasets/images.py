@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy
 import torch
@@ -19,7 +20,9 @@ from ..masks import Masks
 from .decode import View, cached, decoded, fit
 
 PARTS_OF_A_DATA_SET = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
-NOT_OURS = ("__MACOSX", "@eaDir", "__pycache__", "lost+found", "#recycle", "$RECYCLE.BIN", "System Volume Information")
+NOT_OURS = {  # folders that systems and file servers make, in small letters
+    "__macosx", "@eadir", "__pycache__", "lost+found", "#recycle", "$recycle.bin", "system volume information",
+    "@recycle", "@recently-snapshot", "#snapshot", "network trash folder", "temporary items"}
 Key = str | int | Callable[[object], object] | None  # where something is in an item of a data set
 Floats = Sequence[float] | None  # one of each channel
 FEW_GROUPS = 8  # so many may be in a third entry, however few images there are
@@ -88,15 +91,25 @@ def class_files(root: Path | str, classes: Sequence[str] | None = None) -> tuple
     if classes is None and all(name.isdecimal() for name in names) and names != sorted(names, key=int):
         warnings.warn(f"{root}: classes in the order of strings: {', '.join(names[:4])}; see classes=", stacklevel=3)
     known = tuple(names) if classes is None else in_order(classes)
-    if len(set(known)) < len(known) or not set(names) <= set(known):
+    places = {normalize("NFC", name): i for i, name in enumerate(known)}  # a name may be written in two ways
+    if len(places) < len(known) or not {normalize("NFC", name) for name in names} <= set(places):
         raise ValueError(f"expected {root} to have the classes {', '.join(known)}, each once, got {', '.join(names)}")
     tops = {os.path.realpath(folder) for folder in (root, *(root / name for name in names))}  # not to be linked to
-    found = [(path, known.index(name)) for name in names for path in files_below(
-        root / name, tops - {os.path.realpath(root / name)})]
-    images = [(path, label) for path, label in found if path.suffix.lower() in IMG_EXTENSIONS]
+    found, images = [], []
+    for name in names:
+        own = files_below(root / name, tops - {os.path.realpath(root / name)})
+        pictures = [path for path in own if path.suffix.lower() in IMG_EXTENSIONS]
+        if not pictures:
+            endings = ", ".join(sorted({path.suffix or "none" for path in own})) or "no files"
+            raise FileNotFoundError(f"{root / name}: expected images of class {name} ({', '.join(IMG_EXTENSIONS)}), "
+                                    f"got {endings}; convert them, or remove the folder")
+        found += own
+        images += [(path, places[normalize("NFC", name)]) for path in pictures]
     if not images:
         raise FileNotFoundError(f"{root} is missing, or has no folders of images, one for each class")
-    if others := [path.name for path, _ in found if path.suffix.lower() not in IMG_EXTENSIONS]:
+    if odd := [path for path, _ in images if not path.is_file()]:
+        raise FileNotFoundError(f"{odd[0]} is no file: a link to nothing, a pipe or the like; remove it")
+    if others := [path.name for path in found if path.suffix.lower() not in IMG_EXTENSIONS]:
         warnings.warn(f"{root}: {len(images):,} images; {len(others):,} other files, of which one is {others[0]}, are "
                       "passed over", stacklevel=3)
     return *zip(*images, strict=True), known
@@ -105,7 +118,11 @@ def class_files(root: Path | str, classes: Sequence[str] | None = None) -> tuple
 def files_below(folder: Path, seen: set[str]) -> list[Path]:
     """All files below a folder that are not hidden, in torchvision's order; none twice, or in a folder seen already."""
     found = []
-    for here, folders, names in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError) -> None:  # os.walk would pass it over, with all its images
+        raise error
+
+    for here, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         real = os.path.realpath(here)
         folders[:] = sorted(name for name in folders if _counts(name) and real not in seen)
         found += [(here, name) for name in names if _counts(name) and real not in seen]
@@ -114,7 +131,7 @@ def files_below(folder: Path, seen: set[str]) -> list[Path]:
 
 
 def _counts(name: str) -> bool:
-    return not name.startswith(".") and name not in NOT_OURS
+    return not name.startswith(".") and name.lower() not in NOT_OURS
 
 
 def load_dataset(data: Dataset | Sequence, side: int | tuple[int, int] | None = None,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import datasets
 from ..checkpoint import finished
-from ..classifier import copied
+from ..classifier import Classifier, copied
 from ..datasets import DIGIT_SETS, Images
 from ..device import best_device, room_for
 from ..holes import COVERED, Holes, Shown, pixels
@@ -252,9 +252,12 @@ def examples(setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str
 
 def explained(model: nn.Module, layer: str) -> nn.Module:
     """A model with another saliency layer, as a copy; "own": the model itself."""
-    if layer != "own":
-        model = copied(model)
-        model.layer = layer
+    if layer == "own":
+        return model
+    model = copied(model)
+    if not isinstance(model, Classifier):  # it explains a layer of its own choice, whatever it is told
+        return Classifier(model, layer)
+    model.layer = layer
     return model
 
 

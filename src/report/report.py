@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import sys
 import warnings
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -167,7 +168,9 @@ class Report:
         tables = [self.table().to_string(max_rows=40, **PERCENT)]
         if len(self.trials) > 1:
             tables.append(self.tried().to_string(formatters={"lr": "{:g}".format}, **PERCENT))
-        return "\n".join([self.verdict, *tables, f"computed by {self.computed_by}"])
+        text = "\n".join([self.verdict, *tables, f"computed by {self.computed_by}"])
+        terminal = getattr(sys.stdout, "encoding", None) or "utf-8"  # which may not know a name's letters
+        return text.encode(terminal, "replace").decode(terminal)
 
     def _repr_html_(self) -> str:
         said = f"<p>{html.escape(f'{self.verdict} Computed by {self.computed_by}. Title: class → before → after.')}</p>"

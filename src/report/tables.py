@@ -12,6 +12,8 @@ TRAINING_SETS = {"mnist-random": "1% conflicting, random", "mnist-digit": "1% co
                  "mnist-none": "none conflicting"}
 KINDS = tuple(f"{whose}, {shown}" for whose in ("MaskTune", "perfect masks") for shown in ("decoys", "transplants"))
 PERFECT = "perfect masks"  # of `named`, in figures
+CRITERIA = {"lower": "the lower of as is and swapped", "swapped": "swapped", "as_is": "accuracy as is",
+            "covered": "accuracy with what was hot hidden"}
 SHORTCUT = ": 0-4, square"  # the group of MNIST whose squares go with the class, as a suffix of what masks hit
 STUDIED = ("average", "raw", "malicious", "worst", "hidden", f"known_hidden{SHORTCUT}", "on_known", "untouched")
 COLUMNS = {"setting": "training set", "adjusted_average": "adjusted average", "worst": "worst group",
@@ -69,6 +71,22 @@ def holes(rows: pandas.DataFrame, across: str, value: str = "malicious") -> pand
     rows = named(rows)
     table = rows.groupby(["masks", across], sort=False)[value].agg(mean_std).unstack(fill_value="")
     return table.loc[rows["masks"].unique(), rows[across].unique()].rename_axis(columns=None).reset_index()
+
+
+def ranking(rows: pandas.DataFrame, subject: Sequence[str], target: str) -> pandas.DataFrame:
+    """How well what is known without clean images ranks models, and how many points choosing the best by it costs.
+
+    subject: the columns that say whose models are compared with each other; target: the accuracy that is wanted. Rank
+    correlations are Spearman's, means over the subjects and their range.
+    """
+    rows, lines = rows.assign(lower=rows[["as_is", "swapped"]].min(axis=1)), []
+    for criterion, name in CRITERIA.items():
+        every = [own for _, own in rows.groupby(list(subject))]
+        ranks = pandas.Series([own[criterion].rank().corr(own[target].rank()) for own in every])
+        lost = pandas.Series([own[target].max() - own.loc[own[criterion].idxmax(), target] for own in every])
+        lines.append({"chosen by": name, "rank correlation": ranks.mean(), "lowest": ranks.min(),
+                      "points lost": 100 * lost.mean(), "at most": 100 * lost.max(), "n": len(every)})
+    return pandas.DataFrame(lines)
 
 
 def selective(rows: pandas.DataFrame, coverages: Sequence[float]) -> pandas.DataFrame:
