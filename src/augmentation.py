@@ -40,7 +40,8 @@ class Augmentation:
         """
         # in float64, so that another exp, of another machine or of the last few rows, does not round to other pixels
         columns = 4 if self.side is None else 2 * ATTEMPTS + 6  # three to spare: so the rows of results/ were drawn
-        uniform = torch.rand(n, columns, generator=generator(seed, "augmentation", epoch), dtype=torch.float64)
+        draw = generator(seed, "augmentation", epoch)
+        uniform = torch.rand(n, columns, generator=draw, device="cpu", dtype=torch.float64)
         image = torch.tensor([width, height], dtype=torch.float64)
         if self.side is None:
             angle = _between(uniform[:, :1], -math.radians(self.degrees), math.radians(self.degrees)).float()

@@ -29,6 +29,9 @@ class Classifier(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected model to be a torch.nn.Module, got a {type(model).__name__}")
+        if isinstance(model, torch.jit.ScriptModule) or type(model).__module__.startswith("torch.export"):
+            raise TypeError("expected a model in Python, got one that was scripted, traced or exported; load its "
+                            "weights into the class that it was made of")
         model = unwrapped(model)
         names = [name for name, _ in model.named_modules() if name]
         layer = next((name for name, part in model.named_modules() if part is layer), layer)

@@ -32,26 +32,36 @@ def room_for(images: Tensor, device: torch.device | None = None) -> torch.device
 
 
 def prepare() -> None:
-    """Set up this process, before its first CUDA operation: the same bits at every run, freed memory kept on a CPU."""
+    """Set up a process of our own, before its first CUDA operation: the same bits at every run, freed memory kept."""
+    be_deterministic()
+    keep_freed_memory(True)
+
+
+def be_deterministic() -> None:
+    """The same bits at every run."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)  # an operation without such an algorithm says so
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
     torch.backends.cudnn.benchmark = False
-    keep_freed_memory(True)
 
 
 @contextmanager
 def computing_on(device: torch.device) -> Iterator[None]:
     """Compute on a device, the same bits each time, with gradients, whatever the caller has set; that is put back."""
     memory, cudnn = torch.utils.deterministic, torch.backends.cudnn
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
               memory.fill_uninitialized_memory, cudnn.benchmark)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"expected device to be there, got {device}, and PyTorch sees no CUDA; leave device= out")
     with (torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False),
           torch.cuda.device(device if device.type == "cuda" else -1)):
         try:
-            prepare()
+            be_deterministic()
             yield
         finally:
+            if workspace is None:
+                os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
             memory.fill_uninitialized_memory, cudnn.benchmark = before[2:]
 

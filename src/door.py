@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -36,11 +37,7 @@ def opened(model: nn.Module, data: object, tests: dict, layer: str | None, k: fl
         warnings.warn(f"images are normalised by the model's own pretrained_cfg, mean {old.mean.flatten().tolist()}; "
                       "pass mean= and std= for others, (0,) and (1,) for none", stacklevel=3)
     if layer is None:
-        found = suggest_layers(old, sets["train"].images)
-        if not found:
-            raise ValueError("expected a layer whose maps follow the image, found none; name one with layer=, with a "
-                             "reshape_transform= that makes maps of its output")
-        old.layer = found[0][0]
+        old.layer = suggest_layers(old, sets["train"].images)[0][0]
     with _untouched(model):
         _try(old, sets["train"], k)
     if old.grey and not all((part == part[:, :1]).all() for one in sets.values() for part in one.images.split(1000)):
@@ -60,8 +57,12 @@ def _data_sets(data: object, tests: dict) -> dict[str, Images]:
             check_labels(found.labels, found.images, len(found.classes), "there are")
             with step("groups"):
                 check_labels(found.labels if found.groups is None else found.groups, found.images, 2 ** 62)
-            known = sets["train"].classes if sets else found.classes
-            sets[name] = found if known == found.classes else found.with_classes(known)
+            train = sets.get("train", found)
+            if found.numbered != train.numbered:
+                warnings.warn(f"the classes of tests[{name!r}] are matched by number, since only one of it and the "
+                              "training set names them", stacklevel=5)
+                found = replace(found, numbered=True)
+            sets[name] = found if train.classes == found.classes else found.with_classes(train.classes)
     return sets
 
 
@@ -73,6 +74,8 @@ def _working_copy(model: nn.Module, *options) -> Classifier:
         raise ValueError("expected a model with weights, got lazy layers or some on the meta device; load them first")
     if quantised := [name for name, part in model.named_modules() if "quantized" in type(part).__module__]:
         raise ValueError(f"expected layers that can learn, got quantised ones: {', '.join(quantised[:5])}")
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError("expected weights that can learn, got a model in which all are frozen: requires_grad_(True)")
     copy = copied(wrapped)
     if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in copy.parameters()):
         copy.float()  # such weights are too coarse for small updates
@@ -109,8 +112,7 @@ def _try(model: Classifier, data: Images, k: float) -> None:
         hottest(heat, k)
     if (empty := (heat.amax((1, 2)) == 0).double().mean().item()) > 0.5:
         warnings.warn(f"the heat maps of layer {model.layer!r} are zero in {empty:.0%} of the images tried, in which "
-                      f"nothing will be hidden: name an earlier layer, of {suggest_layers(model, data.images[chosen])}",
-                      stacklevel=4)
+                      "nothing will be hidden: name an earlier one, see suggest_layers", stacklevel=4)
 
 
 def rehearse(model: Classifier, given: nn.Module, data: Images, fresh: Callable[[], State], *,
@@ -186,7 +188,9 @@ def step(name: str, *suggest_for: object) -> Iterator[None]:
         yield
     except Exception as error:  # a model, an optimizer and a data set can fail in any way
         kind = "" if isinstance(error, (TypeError, ValueError)) else f"{type(error).__name__}: "
-        advice = "; lower batch_size=, or pass precision='bf16'" if isinstance(error, torch.OutOfMemoryError) else ""
+        advice = ""
+        if isinstance(error, torch.OutOfMemoryError):
+            advice = "; lower batch_size=, or pass precision='bf16'" if "step" in name else "; use smaller images"
         if suggest_for and not advice:
             with suppress(Exception):  # the error at hand is the one to be told
                 advice = f"; suggest_layers finds {suggest_layers(*suggest_for)}"

@@ -84,7 +84,7 @@ class Shown:
             self.partners, classes = partners(labels, seed, epoch)
             own = 1 / (2 * (classes - 1)) if self.holes.own is None else self.holes.own
             chances = torch.tensor([own, self.holes.theirs, 0.5])
-            self.coins = torch.rand(len(images), 3, generator=generator(seed, "coins", epoch)) < chances
+            self.coins = torch.rand(len(images), 3, generator=generator(seed, "coins", epoch), device="cpu") < chances
             self.partners, self.coins = self.partners.to(images.device), self.coins.to(images.device)
 
     def __len__(self) -> int:
@@ -139,8 +139,8 @@ def partners(labels: Tensor | None, seed: int, epoch: int) -> tuple[Tensor, int]
         raise ValueError("expected images of at least two classes for decoys and transplants, which are of another "
                          f"class, got {len(classes)}")
     draw = generator(seed, "decoys", epoch)
-    other = (own + torch.randint(1, len(classes), own.shape, generator=draw)) % len(classes)
-    within = (torch.rand(len(own), generator=draw, dtype=torch.float64) * counts[other]).long()
+    other = (own + torch.randint(1, len(classes), own.shape, generator=draw, device="cpu")) % len(classes)
+    within = (torch.rand(len(own), generator=draw, device="cpu", dtype=torch.float64) * counts[other]).long()
     return own.argsort(stable=True)[counts.cumsum(0)[other] - counts[other] + within], len(classes)
 
 

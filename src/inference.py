@@ -16,7 +16,7 @@ NO_EPOCH = -1  # of the swap test: its partners are drawn apart from those of an
 
 def inference_batch(images: Tensor) -> int:
     """How many images are inferred at once: 500, and fewer of large ones, whose activations would fill the memory."""
-    return max(32, min(500, 2 ** 22 // (images.shape[2] * images.shape[3])))
+    return max(1, min(500, 2 ** 22 // (images.shape[2] * images.shape[3])))
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | Non
         mean, std: of the normalisation that the model expects, as of `masktune`.
 
     Raises:
-        TypeError, ValueError: the model or the images are not of that kind.
+        TypeError, ValueError: the model or the images are not of that kind, or there is no such layer.
     """
     check_images(images)
     ready = isinstance(model, Classifier) and mean is std is None
@@ -80,6 +80,11 @@ def suggest_layers(model: nn.Module, images: Tensor, mean: Sequence[float] | Non
             least = 2 / 3 * max(map(worths.get, names), default=0)  # what lies above is no difference: preferred goes
             if name := next(filter(map_of, sorted(names, key=lambda name: worths[name] < least)), None):
                 best[name] = size
+    if not best:
+        why = ("none has a map of 4x4 positions or more that lies over the image" if ranks else "no gradient reaches "
+               "one: it runs under torch.no_grad, is exported, or checkpoints activations with use_reentrant=True")
+        raise ValueError(f"expected a layer that can be explained, got {type(model.model).__name__}, of which {why}; "
+                         "larger images have larger maps; see reshape_transform=")
     return sorted(best.items(), key=lambda found: (-worths[found[0]], math.prod(found[1])))
 
 

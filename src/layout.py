@@ -40,7 +40,8 @@ def readings(output: Tensor, size: tuple[int, int]) -> dict[str, Reading]:
 
 def probe(size: tuple[int, int], device: torch.device) -> Tensor:
     """Two smooth random pictures (2, 3, height, width) in [0, 1], always the same."""
-    coarse = torch.rand(2, 3, 6, 6, generator=generator(0, "layout"), dtype=torch.float32)  # whatever the default is
+    draw = generator(0, "layout")
+    coarse = torch.rand(2, 3, 6, 6, generator=draw, device="cpu", dtype=torch.float32)  # whatever the defaults are
     return F.interpolate(coarse, size, mode="bicubic").clamp(0, 1).to(device)
 
 
@@ -74,7 +75,8 @@ def follows_quarters(maps: Tensor, images: Tensor) -> tuple[float, float]:
     """
     height, width = maps.shape[2:]
     draw = generator(0, "layout", "projection")
-    projection = torch.randn(maps.shape[1], generator=draw, dtype=torch.float32).to(maps.device, maps.dtype)
+    projection = torch.randn(maps.shape[1], generator=draw, device="cpu", dtype=torch.float32)
+    projection = projection.to(maps.device, maps.dtype)
     right, shares = 0, []
     for quarter, part in product(range(4), (8, 4) if min(height, width) >= 8 else (8,)):
         i = height // part if quarter < 2 else height - 1 - height // part

@@ -91,8 +91,9 @@ def random_masks(n: int, size: int | tuple[int, int], seed: int, epoch: int, dev
     height, width = lengths = (size, size) if isinstance(size, int) else tuple(size)
     smallest, largest = (max(1, round(side * min(lengths) / 28)) for side in RANDOM_SIDES)
     draw = generator(seed, "randmask", epoch)
-    sides = torch.randint(smallest, largest + 1, (n, 1), generator=draw)
-    centres = torch.randint(0, max(lengths), (n, 2), generator=draw) * torch.tensor(lengths) // max(lengths)
+    sides = torch.randint(smallest, largest + 1, (n, 1), generator=draw, device="cpu")
+    centres = torch.randint(0, max(lengths), (n, 2), generator=draw, device="cpu")
+    centres = centres * torch.tensor(lengths) // max(lengths)
     first = centres - sides // 2  # (row, column) of the corner
     rows, columns = ((torch.arange(length) >= first[:, [i]]) & (torch.arange(length) < first[:, [i]] + sides)
                      for i, length in enumerate(lengths))

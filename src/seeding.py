@@ -25,7 +25,7 @@ def epoch_order(n: int, seed: int, epoch: int, order: int = 0) -> torch.Tensor:
 
     `order` numbers alternatives for the same seed and epoch.
     """
-    return torch.randperm(n, generator=generator(seed, "order", epoch, *([order] if order else [])))
+    return torch.randperm(n, generator=generator(seed, "order", epoch, *([order] if order else [])), device="cpu")
 
 
 @contextmanager

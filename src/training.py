@@ -105,6 +105,9 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = model(inputs)
                 lost = loss(logits, targets)
+            if lost.dim():
+                raise ValueError(f"expected loss to give one number, the mean of the batch, got {tuple(lost.shape)}; "
+                                 "see reduction='mean'")
             state.optimizer.zero_grad()
             (lost * weight).backward()
             state.optimizer.step()

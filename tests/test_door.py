@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
+from src import suggest_layers
 from src.datasets.images import Images
 from tests.strangers import Net, View, Wrapped, equal, images, repair
 
@@ -91,7 +92,8 @@ class Alike(Net):
 BAD = [  # the model, the training set, options, and what the message says
     (lambda: lambda x: x, DATA, {}, "got a function"),
     (lambda: nn.Sequential(Net().f, nn.Flatten(), nn.LazyLinear(2)), DATA, {"layer": "0"}, "lazy layers"),
-    (lambda: torch.jit.trace(Net().eval(), DATA.images / 255), DATA, {}, "the forward pass in eval mode"),
+    (lambda: torch.jit.trace(Net().eval(), DATA.images / 255), DATA, {}, "a model in Python"),
+    (lambda: torch.export.export(Net().eval(), (DATA.images / 255,)).module(), DATA, {}, "calls once"),
     *((lambda wrap=wrap: Wrapped(wrap), DATA, {}, said) for wrap, said in (
         (lambda y, _: (y, y), "one tensor of logits"), (lambda y, _: {"out": y}, "a dict of out"),
         (lambda y, _: None, "NoneType"), (lambda y, _: y.argmax(1), "torch.int64"), (lambda y, _: y / 0, "finite"),
@@ -99,7 +101,9 @@ BAD = [  # the model, the training set, options, and what the message says
     (lambda: torchvision.models.vit_b_32(num_classes=2), DATA, {"layer": "conv_proj"}, "the forward pass in eval mode"),
     (lambda: Net(1000), DATA, {}, "one logit for each of the 2 classes, got a model with 1000"),
     (Net, images(classes=("a", "b", "c")), {}, "each of the 3 classes, got a model with 2"),
-    (lambda: Net().requires_grad_(False), DATA, {}, "the optimizer"),
+    (lambda: Net().requires_grad_(False), DATA, {}, "all are frozen"),
+    (Net, DATA, {"loss": nn.CrossEntropyLoss(reduction="none")}, "a training step: expected loss to give one number"),
+    (Net, DATA, {"device": "cuda"}, "PyTorch sees no CUDA"),
     (NoGradient, DATA, {}, "the heat map of layer 'f'"),
     (replaced, DATA, {}, "forward, replaced by a function"),
     (lambda: Framed(-9), DATA, {}, r"of 32 columns of pixels it never sees \d+: the model crops"),
@@ -181,6 +185,21 @@ def test_a_forward_that_was_bound_goes_with_its_copy():
     model.f[0].forward = MethodType(lambda one, x: torch.conv2d(x, one.weight, one.bias), model.f[0])
     with torch.inference_mode():  # nor does a mode of the caller's stand in the way
         assert equal(repair(model)[0], repair(Net())[0])
+
+
+def test_layers_that_cannot_be_explained_are_told_why():
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
+    for model, why in ((NoGradient(), "use_reentrant"), (flat, "none has a map")):
+        with pytest.raises(ValueError, match=why):
+            suggest_layers(model, DATA.images)
+
+
+def test_sets_of_which_one_alone_names_its_classes_are_matched_by_number():
+    numbers = changed(classes=("0", "1"), numbered=True)
+    for train, test in ((DATA, numbers), (numbers, DATA)):
+        with pytest.warns(UserWarning, match="matched by number"):
+            report = repair(Net(), train, tests={"same": test})[1]
+        assert report.after["same"] == report.after["train"]
 
 
 def test_a_transform_that_is_given_is_tested_too():

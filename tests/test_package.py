@@ -111,3 +111,11 @@ def test_dependencies_point_one_way(path):
     part = path.relative_to(SRC).with_suffix("").parts[0]
     assert reaches <= ALLOWED.get(part, reaches)
     assert part in ALLOWED or not reaches & FORBIDDEN.get(part, {"experiments", "report"})
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_what_is_drawn_from_a_generator_names_its_device(path):
+    """Else torch.set_default_device("cuda") breaks it: the generators are the CPU's."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and "generator" in (named := {one.arg for one in node.keywords}):
+            assert "device" in named, node.lineno

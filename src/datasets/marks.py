@@ -70,7 +70,7 @@ class SpuriousImagenette(Images):
         test = part in ("raw", "malicious")
         folder = "val" if test else "train"
         paths, labels = imagenette(root, folder)
-        order = torch.randperm(len(paths), generator=generator(0, "imagenette split"))
+        order = torch.randperm(len(paths), generator=generator(0, "imagenette split"), device="cpu")
         chosen = {"train": order[len(order) // 5:], "val": order[:len(order) // 5]}.get(part, order)
         chosen = chosen[first(size if part == "train" else None, len(chosen))]
         file = Path(root) / "cache" / f"imagenette-{folder}-{view.height}x{view.width}"
@@ -83,7 +83,8 @@ class SpuriousImagenette(Images):
             marked = marked ^ conflicting(labels, labels, class_mix_ratio, "random", seed)
         room = torch.tensor([view.height, view.width]) - diameter - margin
         draw = generator(seed, "places", "test" if test else part)
-        share = torch.rand(len(labels), 2, generator=draw, dtype=torch.float64) if place == "random" else 1
+        anywhere = torch.rand(len(labels), 2, generator=draw, device="cpu", dtype=torch.float64)
+        share = anywhere if place == "random" else 1
         known = draw_marks(images, marked, (share * (room + (place == "random"))).long(), diameter, opacity, green)
         super().__init__(images, labels, names, 2 * labels + marked,
                          tuple(f"{name}, {what}" for name in names for what in ("no mark", "mark")), Masks.of(known))

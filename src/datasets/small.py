@@ -39,7 +39,7 @@ def cifar10(split: str, view: View, root: Path) -> Images:
 
 def drawn(n: int, split: str) -> Tensor:
     """Which of n images are in the 80 % ("train"), the 20 % ("val") or all ("test"): int64 in ascending order."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED), device="cpu")
     held_out = round(VALIDATION * n)
     return {"train": order[held_out:], "val": order[:held_out], "test": order}[split].sort().values
 

@@ -89,7 +89,7 @@ def conflicting(labels: Tensor, digits: Tensor, class_mix_ratio: float, mix_orde
         members = torch.nonzero(labels == label).flatten()
         count = round(class_mix_ratio * len(members))
         if mix_order == "random":
-            members = members[torch.randperm(len(members), generator=generator(seed, "squares", label))]
+            members = members[torch.randperm(len(members), generator=generator(seed, "squares", label), device="cpu")]
         else:
             by_digit = members[torch.argsort(digits[members], stable=True)]
             members = by_digit.flip(0) if label == 0 else by_digit  # class 0 is short of squares at its end
@@ -114,7 +114,7 @@ def on_background(grey: Tensor, background: str, colours: torch.Generator) -> Te
         raise ValueError(f"expected a background of {BACKGROUNDS}, got {background!r}")
     images = (255 - grey if background == "white" else grey)[:, None].repeat(1, 3, 1, 1)
     if background in ("grey", "colours"):
-        corners = BRIGHTEST * torch.rand(len(grey), 3, 2, 2, generator=colours)
+        corners = BRIGHTEST * torch.rand(len(grey), 3, 2, 2, generator=colours, device="cpu")
         corners = corners if background == "colours" else torch.full_like(corners, 128)
         for some, corner in zip(images.split(1024), corners.split(1024), strict=True):  # at a time, for the memory
             field = F.interpolate(corner.double(), size=grey.shape[1:], mode="bilinear", align_corners=True)
@@ -167,7 +167,7 @@ class SpuriousDigits(SpuriousSquare):
         eight = torch.from_numpy(source.images).float() / 16  # the source counts 0..16
         twenty = F.interpolate(eight[:, None], size=(DIGIT, DIGIT), mode="bilinear", align_corners=False)[:, 0]
         grey = F.pad((twenty * 255).round().to(torch.uint8), [(FRAME - DIGIT) // 2] * 4)
-        order = torch.randperm(len(grey), generator=generator(0, "digits split"))
+        order = torch.randperm(len(grey), generator=generator(0, "digits split"), device="cpu")
         chosen = order[:DIGITS_TRAIN] if train else order[DIGITS_TRAIN:]
         super().__init__(grey[chosen], torch.from_numpy(source.target)[chosen], train, test_set, class_mix_ratio,
                          mix_order, seed, background, size, squares)

@@ -198,7 +198,7 @@ class Subject:
         explain = None if cam in ("random", "label") else getattr(pytorch_grad_cam, cam)(model, [model.saliency_layer])
         for images, labels in zip(self.images.split(500), self.labels.split(500), strict=True):
             if cam == "random":
-                coarse = torch.rand(len(images), 8, 8, generator=draw).to(images.device)
+                coarse = torch.rand(len(images), 8, 8, generator=draw, device="cpu").to(images.device)
                 heat = unit_range(resized(coarse, *images.shape[2:]))
             elif cam == "label":
                 heat = xgradcam(model, pixels(images), classes=labels)
@@ -279,7 +279,8 @@ def refit_last_layer(model: nn.Module, images: Tensor, labels: Tensor, groups: T
     size, draw = min(map(len, members)), generator(seed, "dfr")
     lines = []
     for _ in range(10):  # as the authors
-        chosen = torch.cat([group[torch.randperm(len(group), generator=draw)[:size]] for group in members])
+        chosen = torch.cat([group[torch.randperm(len(group), generator=draw, device="cpu")[:size]]
+                            for group in members])
         fit = LogisticRegression(max_iter=1000).fit(infer(body, images[chosen]).cpu(), labels[chosen].cpu())
         lines.append(torch.tensor([*fit.coef_[0], *fit.intercept_], dtype=torch.float64))
     *weight, bias = torch.stack(lines).mean(0)
