@@ -67,11 +67,18 @@ def mine(items: Sequence) -> Sequence:
     return items[rank()::world()]
 
 
-def deal(batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, float]]:
-    """This process's indices of each batch, and the factor that makes DDP's mean over processes the batch's mean."""
-    for batch in batches:
-        dealt = mine(batch)
-        yield dealt, len(dealt) * world() / len(batch)
+def whole(local: Tensor, n: int) -> Tensor:
+    """All processes' rows of a batch of n that was dealt out, of which this process's own keep their graph."""
+    if world() == 1:
+        return local
+    local = local.float() if local.dtype in (torch.float16, torch.bfloat16) else local  # gloo knows no half precision
+    padded = local.detach().new_zeros(-(-n // world()), *local.shape[1:])
+    padded[:len(local)] = local.detach()
+    parts = [torch.empty_like(padded) for _ in range(world())]
+    dist.all_gather(parts, padded)
+    parts = [part[:len(range(one, n, world()))] for one, part in enumerate(parts)]
+    parts[rank()] = local
+    return torch.cat(parts)
 
 
 def gathered(parts: dict[int, Tensor]) -> list[Tensor]:

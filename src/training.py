@@ -26,11 +26,10 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, order: int = 0
                   device: torch.device | str = "cpu") -> list[Tensor]:
     """Return the indices of each batch of an epoch, on the device; a pure function of its arguments.
 
-    A last batch of one image joins the one before it: BatchNorm cannot normalise a single sample. So does one with less
-    than an image for each process.
+    A last batch of less than two images for each process joins the one before it: BatchNorm cannot normalise one.
     """
     batches = list(epoch_order(n, seed, epoch, order).to(device).split(batch_size))  # one upload, not one a step
-    if len(batches) > 1 and batch_size > 1 and len(batches[-1]) < max(2, parallel.world()):
+    if len(batches) > 1 and batch_size > 1 and len(batches[-1]) < 2 * parallel.world():
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 
@@ -95,7 +94,7 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
         drawn = augmentation.draw(len(images), *images.shape[2:], seed=seed, epoch=state.epoch).to(images.device)
     with (parallel.joined(state.model) as model, seeded(seed, "epoch", state.epoch, order, parallel.rank()),
           tqdm(desc=title, total=len(labels), unit="image", disable=not (title and parallel.bars())) as bar):
-        for step, (batch, weight) in enumerate(parallel.deal(batches)):
+        for step, batch in enumerate(map(parallel.mine, batches)):
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
             inputs = shown(batch, device)
@@ -104,12 +103,13 @@ def train_epoch(state: State, images: Tensor, labels: Tensor, *, lr: float, batc
                 inputs = augmentation(inputs) if drawn is None else augmentation(inputs, drawn[batch].to(device))
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = model(inputs)
-                lost = loss(logits, targets)
+                n = len(batches[step])
+                lost = loss(parallel.whole(logits, n), parallel.whole(targets, n))
             if lost.dim():
                 raise ValueError(f"expected loss to give one number, the mean of the batch, got {tuple(lost.shape)}; "
                                  "see reduction='mean'")
             state.optimizer.zero_grad()
-            (lost * weight).backward()
+            (lost * parallel.world()).backward()  # DDP's mean over processes makes this the batch's gradient
             state.optimizer.step()
             losses[step] = lost.detach() * len(batch)
             correct += (logits.detach().argmax(1) == targets).sum()

@@ -120,14 +120,15 @@ def main(folder: Path, killed: str = "") -> None:
     torch.manual_seed(0)
     own = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).double()
     own, report = masktune(own, replace(data, groups=None), layer="1", lr=0.1, batch_size=32, iterations=2,
+                           loss=nn.CrossEntropyLoss(torch.tensor([1.0, 9.0])), holes="transplants",
                            augment=Augmentation(side=28), tests={"again": data})
     if parallel.rank() == 0:
         repaired = own.state_dict(), report.hidden, report.after["again"].average
         torch.save((seen, repaired), folder.with_suffix(".found"))
     if killed:
-        deal, calls = parallel.deal, count()
+        joined, calls = parallel.joined, count()
         if parallel.rank() == 1:
-            parallel.deal = lambda batches: deal(batches) if next(calls) < 4 else os.kill(os.getpid(), signal.SIGKILL)
+            parallel.joined = lambda model: joined(model) if next(calls) < 4 else os.kill(os.getpid(), signal.SIGKILL)
         stages.run_all((SETTING,), seeds=(0,), places=Places(Path(killed)))
     parallel.stop()
 
