@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,26 @@ def test_same_arguments_same_tensors_and_other_seed_other_squares():
         known = torch.zeros(1347 if one is first else 450, 28, 28, dtype=torch.bool)
         known[one.squares, :SQUARE, :SQUARE] = True
         assert torch.equal(one.known[:], known)
+
+
+def test_two_squares_go_together_but_in_the_test_sets_of_one_alone():
+    make = partial(SpuriousDigits, background="grey")
+    one, two = (make(train=True, squares=squares) for squares in (1, 2))
+    assert torch.equal(one.squares, two.squares)
+    corners = {"blue": (slice(SQUARE), (0, 0, 255)), "red": (slice(-SQUARE, None), (255, 0, 0))}
+    for name, seen in {None: corners, "malicious": corners, "blue": ["blue"], "red": ["red"], "raw": []}.items():
+        data = make(train=name is None, test_set=name, squares=2)
+        plain = make(train=name is None, test_set=name and "raw") if name else one
+        left = data.images.clone()
+        for corner, (side, colour) in corners.items():
+            there = (data.images[:, :, side, side] == torch.tensor(colour).view(3, 1, 1)).flatten(1).all(1)
+            assert torch.equal(there, data.squares & (corner in seen))
+            assert torch.equal(data.known[:][:, side, side].all((1, 2)), there)
+            left[:, :, side, side] = plain.images[:, :, side, side]
+        assert name is None or torch.equal(left, plain.images)  # nothing else is changed
+    for bad in ({"test_set": "blue"}, {"test_set": "raw", "squares": 3}):
+        with pytest.raises(ValueError, match="expected"):
+            make(train=False, **bad)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torchvision
 from PIL import Image
 
 from src.datasets import DataUnavailable, SpuriousDigits, View, load
-from src.datasets.marks import CLASSES, IMAGENETTE, MAGENTA
+from src.datasets.marks import CLASSES, GREEN, IMAGENETTE, MAGENTA
 from tests.conftest import REPOSITORY
 from tests.miniature import wrong
 
@@ -55,6 +55,17 @@ def test_marks_are_where_they_are_said_to_be_and_nothing_else_changes(root, clas
         assert (len(data), data.classes, data.group_names[3]) == (n, CLASSES[classes], f"{CLASSES[classes][1]}, mark")
         for name in ("images", "labels", "groups"):
             assert torch.equal(getattr(data, name), getattr(again, name))
+
+
+def test_each_class_has_its_own_mark_and_malicious_the_others(root):
+    colours = {"train": (MAGENTA, GREEN), "malicious": (GREEN, MAGENTA)}
+    for part, marks in colours.items():
+        data = of(root, part, marks="each", side=0.25, opacity=1.0)
+        assert (data.groups == 2 * data.labels + 1).all()
+        for label, mark in enumerate(marks):
+            seen = data.images[data.labels == label].movedim(1, 3)[data.known[data.labels == label]]
+            assert (seen == torch.tensor(mark, dtype=torch.uint8)).all()
+    assert torch.equal(of(root, "raw", marks="each").images, of(root, "raw").images)
 
 
 def test_size_both_seeds_and_the_validation_images(root):

@@ -90,9 +90,9 @@ def arrows(*classes: Tensor, names: Sequence[str] = ("0-4", "5-9"), between: str
 
 
 def explained(images: Tensor, heat: Tensor, masks: Tensor, masked: Tensor | None = None) -> dict[str, Tensor]:
-    """The rows of a strip: images (N, 3, H, W), heat maps (N, H, W), masks (N, H, W) and what these leave, in black."""
+    """The rows of a strip: images (N, 3, H, W), heat maps and masks (N, H, W), what these leave or is trained on."""
     return {"image": images, "heat map": heat, "mask\n(white: hidden)": masks,
-            "masked": images.masked_fill(masks[:, None], 0) if masked is None else masked}
+            **({"masked": images.masked_fill(masks[:, None], 0)} if masked is None else {"trained on": masked})}
 
 
 def outline(figure: Figure, objects: Tensor) -> Figure:
