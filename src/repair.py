@@ -57,6 +57,8 @@ def masktune(model: nn.Module, data: Images | Dataset, *, layer: str | None = No
             is hot in most images of a class, at most five, and what was found stays hidden: for several shortcuts, of
             which a model takes the next when one is gone.
         holes: what is shown where something was hot: "black" (paper), "decoys" or "transplants" (ours): see `holes`.
+            For a shortcut in one place, ask for transplants. They are no default, since where masks hit the subject
+            they exchange evidence, and where there is nothing to repair they cost accuracy (the notebook has both).
         momentum, weight_decay: of SGD; or `optimizer`, which makes another one of a list of weights. Its LR is `lr`.
         loss: a function of logits (B, classes) and labels (B,) that gives their mean, for weights of classes and such.
         mean, std: of the normalisation that the model expects; if not given, those that a model of timm names, which

@@ -63,7 +63,7 @@ def named(rows: pandas.DataFrame) -> pandas.DataFrame:
     """The rows with a column `masks`: whose they are, and what is shown there, if not black."""
     whose = rows["method"].replace({**NAMES, "known hidden": "perfect masks"})
     shown = (", " + rows["holes"]).where(rows["holes"] != "black", "")
-    return rows.drop(columns="masks", errors="ignore").assign(masks=whose + shown)
+    return pandas.concat([rows.drop(columns="masks", errors="ignore"), (whose + shown).rename("masks")], axis=1)
 
 
 def holes(rows: pandas.DataFrame, across: str, value: str = "malicious") -> pandas.DataFrame:
