@@ -19,7 +19,8 @@ ABSOLUTE = re.compile(r"\b(every|equal|twice|or more|always|never|exactly|almost
 SETTLED = (  # where such a word is no claim about rows: definitions, recipes, what cells do, and what other tests show
     "Every pixel hotter than", "on groups of equal size", "as many images of every group", "that does exactly this",
     "halved every 25", "the first 2,560 images, twice", "then after every 20th",
-    "every mask is a pixel wider, and every image also hides", "one epoch does not always finish",
+    "they show what was hot with every class", "every image also hides what was hot",
+    "the square is still never seen with the other label", "one epoch does not always finish",
     "MNIST never shows it, since black is the colour of its paper", "every result, what it depends on",
     "saved after every epoch", "Equal bits are not promised",
     "So every 0-4 without a square is a 4, and every 5-9 with one is a 5", "but of every digit",

@@ -93,7 +93,7 @@ BAD = [  # the model, the training set, options, and what the message says
     (lambda: lambda x: x, DATA, {}, "got a function"),
     (lambda: nn.Sequential(Net().f, nn.Flatten(), nn.LazyLinear(2)), DATA, {"layer": "0"}, "lazy layers"),
     (lambda: torch.jit.trace(Net().eval(), DATA.images / 255), DATA, {}, "a model in Python"),
-    (lambda: torch.export.export(Net().eval(), (DATA.images / 255,)).module(), DATA, {}, "calls once"),
+    (lambda: torch.export.export(Net().eval(), (DATA.images / 255,)).module(), DATA, {}, "the forward pass"),
     *((lambda wrap=wrap: Wrapped(wrap), DATA, {}, said) for wrap, said in (
         (lambda y, _: (y, y), "one tensor of logits"), (lambda y, _: {"out": y}, "a dict of out"),
         (lambda y, _: None, "NoneType"), (lambda y, _: y.argmax(1), "torch.int64"), (lambda y, _: y / 0, "finite"),

@@ -24,7 +24,7 @@ USES = {  # each with the arguments that it looks at
     train_epoch: ("images", "labels", "masks", "lr", "batch_size", "precision"),
     masktune_epoch: ("images", "labels", "lr", "batch_size", "precision", "k"),
     randmask_epoch: ("images", "labels", "lr", "batch_size", "precision"),
-    find_masks: ("images", "hidden", "k"), infer: ("images", "masks"), xgradcam: ("pixels", "classes")}
+    find_masks: ("images", "hidden", "k"), infer: ("images",), xgradcam: ("pixels", "classes")}
 MASKS = ((torch.zeros(8, 28, 28), "torch.float32"), (torch.zeros(7, 28, 28).bool(), r"\(7, 28, 28\)"),
          (torch.zeros(8, 1, 28, 28).bool(), r"\(8, 1, 28, 28\)"), (np.zeros((8, 28, 28), bool), "ndarray"))
 NUMBERS = ((LABELS + 1, r"1\.\.2"), (LABELS - 1, r"-1\.\.0"), (LABELS[:5], r"\(5,\)"), (LABELS.float(), "float32"),

@@ -32,7 +32,7 @@ def test_networks_name_the_layer_that_is_explained(make, side, shape, parameters
     model, images, kept = make().eval(), torch.rand(2, 3, side, side), []
     model.saliency_layer.register_forward_hook(lambda _layer, _inputs, output: kept.append(output))
     assert model(images).shape == (2, 2)
-    assert getattr(model, "reshape_transform", lambda maps: maps)(kept[0]).shape == (2, *shape)
+    assert getattr(model, "reading", lambda maps: maps)(kept[0]).shape == (2, *shape)
     assert parameters in (None, sum(parameter.numel() for parameter in model.parameters()))
     assert xgradcam(model, images).shape == (2, side, side)
 
