@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
+from src.experiments import study
 from src.models import Backbone, ResNet32, ResNet50, SmallCNN
 from src.saliency import xgradcam
 
@@ -77,6 +78,12 @@ def test_weights_of_something_else_are_named(resnet, tmp_path, monkeypatch):
             Backbone("resnet18", 2, name, "layer4")
     with pytest.raises(ValueError, match="resnet19"):
         Backbone("resnet19")
+
+
+def test_another_layer_of_the_small_network_is_the_one_that_is_explained():
+    model = study.explained(SmallCNN(), "backbone.5")
+    assert model.saliency_layer is model.model.backbone[5]
+    assert xgradcam(model, torch.rand(2, 3, 28, 28)).any()
 
 
 def test_pooling_before_relu_changes_no_bit():
