@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .datasets.images import Images
-from .holes import SWAP, Holes, Shown, pixels
+from .holes import SWAP, Shown, pixels
 from .inference import Score, infer, score, swapped
 from .masking import find_masks, spots
 from .masks import Masks
@@ -54,14 +54,14 @@ def look_again(model: nn.Module, some: Images, masks: Masks, k: float, seed: int
     return Again(means, spots(own, some.labels, masks), swap_test(model, some, own, seed))
 
 
-def examples(old: nn.Module, new: nn.Module, data: Images, masks: Masks, holes: Holes, seed: int) -> list[Tensor]:
+def examples(old: nn.Module, new: nn.Module, data: Images, shown: Shown) -> list[Tensor]:
     """Of the first images of every class: labels, guesses before and after, images, heat, masks, what is trained on."""
     labels, each = data.labels.cpu(), max(1, EXAMPLES // len(data.classes))
     chosen = torch.cat([torch.nonzero(labels == label).flatten()[:each] for label in labels.unique()])[:EXAMPLES]
     chosen = chosen.to(data.images.device)
-    images, shown = data.images[chosen], Shown(data.images, masks, holes, data.labels, seed)
+    images = data.images[chosen]
     guesses = [infer(model, images).argmax(1).cpu() for model in (old, new)]
-    hidden = shown.masks[chosen.to(masks.bits.device)].cpu()
+    hidden = shown.masks[chosen.to(shown.masks.bits.device)].cpu()
     seen = pixels(images.to(next(old.parameters()).device))
     heat = xgradcam(old, seen).cpu()
     return [labels[chosen.cpu()], *guesses, seen.cpu(), heat, hidden, shown(chosen, torch.device("cpu"))]

@@ -110,7 +110,6 @@ def reading_of(output: Tensor, images: Tensor) -> tuple[str, Reading] | None:
     return best and best[1:]
 
 
-
 def framing(output: Tensor, maps: Tensor, images: Tensor) -> str:
     """What a model does to the frame of its images before a layer, "" if nothing: else maps do not lie over them.
 

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +77,7 @@ def masktune(model: nn.Module, data: Images | Dataset, *, layer: str | None = No
     check_count("iterations", MOST if iterations is None else iterations)
     check_count("batch_size", batch_size)
     check_number("seed", seed, seed % 1 == 0, "a whole number")
-    lrs = sorted({float(one) for one in (LRS if lr is None else lr if isinstance(lr, Sequence) else [lr])})
+    lrs = sorted(set(torch.as_tensor(LRS if lr is None else lr, dtype=torch.float64).flatten().tolist()))
     if not lrs:
         raise ValueError("expected lr to be a number, several, or None, got an empty list")
     holes, seed = holes_of(holes), int(seed)
@@ -177,27 +178,29 @@ def _best(tuned: Callable[[float], State], lrs: Sequence[float], some: Images, m
     """The best of the LRs' states, and what was seen of each LR, the best first: see `masktune`."""
     if len(lrs) == 1:
         return tuned(lrs[0]), [{"lr": lrs[0]}]
-    best, trials = None, []
+    tied: list[tuple[float, State, dict]] = []  # those within half a point of the best so far, the smallest LR first
+    trials = []
     for i, lr in enumerate(lrs):
         start = time.monotonic()
         try:
             state = tuned(lr)
         except FloatingPointError:
-            if best is None and lr == lrs[-1]:
+            if not tied and lr == lrs[-1]:
                 raise
             trials.append({"lr": lr, "as is": None, "swapped": None})
             continue
         seen = {"lr": lr, "as is": accuracy(state.model, some.images, some.labels),
                 "swapped": swap_test(state.model, some, masks, seed)}
         low = min(value for value in (seen["as is"], seen["swapped"]) if value is not None)
-        if best is None or low > best[0] + TIED:
-            best = low, state, seen
+        tied.append((low, state, seen))
+        tied = [one for one in tied if one[0] >= max(tied, key=itemgetter(0))[0] - TIED]
         trials.append(seen)
         if i == 0 and parallel.rank() == 0:
             took = time.monotonic() - start
             print(f"masktune: {len(lrs)} LRs are tried; {lr:g} took {took:.0f} s, the others will take about "
                   f"{(len(lrs) - 1) * took:.0f} s", flush=True)
-    return best[1], [best[2], *(one for one in trials if one is not best[2])]
+    _, state, best = tied[0]
+    return state, [best, *(one for one in trials if one is not best)]
 
 
 def _report(old: Classifier, masks: Masks, first: Masks, sets: dict[str, Images], before: dict[str, Score],
@@ -209,7 +212,7 @@ def _report(old: Classifier, masks: Masks, first: Masks, sets: dict[str, Images]
     """
     train, seed, k, found = sets["train"], settings["seed"], settings["k"], {}
     new = state.model if state else old
-    shown = Shown(train.images, masks, holes, train.labels, seed)
+    shown = Shown(train.images, masks, holes, train.labels, seed, state.epoch - 1 if state else 0)
     some, own = few(train, evidence.SWAPPED, first)
     try:
         found["covered"] = accuracy(old, Shown(some.images, own, COVERED), some.labels)
@@ -217,7 +220,7 @@ def _report(old: Classifier, masks: Masks, first: Masks, sets: dict[str, Images]
         if state:
             known = trials[0].get("swapped")
             found["swaps"]["train"].append(swap_test(new, some, own, seed) if known is None else known)
-        found["examples"] = evidence.examples(old, new, train, masks, holes, seed)
+        found["examples"] = evidence.examples(old, new, train, shown)
         if state:
             found["after"] = {name: scored(infer(new, data.images).argmax(1), data) for name, data in sets.items()}
             for name, data in sets.items():

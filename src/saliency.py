@@ -103,8 +103,9 @@ def reader(model: nn.Module, layer: nn.Module, size: tuple[int, int]) -> layout.
     images = layout.probe(size, next(model.parameters()).device).requires_grad_()
     with evaluating(model), torch.enable_grad():
         made, _ = layout.outputs_of(model, {"": layer}, images)
-        read = given or (made and (layout.reading_of(made[""], images) or ("", None))[1])
-        if not made or read is None:
+        found = layout.reading_of(made[""], images) if made and not given else None
+        read = given or (found and found[1])
+        if not made or not read:
             raise ValueError(f"expected a layer that the model calls once, whose output is a map of the image, got one "
                              f"of {type(layer).__name__}, which {'does not follow it' if made else 'it does not'}; "
                              f"{ADVICE}")
@@ -112,9 +113,9 @@ def reader(model: nn.Module, layer: nn.Module, size: tuple[int, int]) -> layout.
         if given and maps.dim() == 4 and layout.follows_quarters(maps, images)[0] <= 0.5:
             warnings.warn(f"reshape_transform: the maps that it makes of {type(layer).__name__} do not follow the "
                           f"image: are height and width, {tuple(maps.shape[2:])}, in their places?", stacklevel=2)
-        if found := layout.framing(made[""], maps, images):
+        if framed := layout.framing(made[""], maps, images):
             raise ValueError(f"expected a layer whose map lies over the whole image, got one of "
-                             f"{type(layer).__name__}: {found}; crop or pad the images, not within the model")
+                             f"{type(layer).__name__}: {framed}; crop or pad the images, not within the model")
     return read
 
 

@@ -152,6 +152,23 @@ def test_of_several_lrs_the_best_by_as_is_and_swapped_is_returned_as_alone(short
     assert found["lr"] in src.repair.LRS
 
 
+def test_of_lrs_within_half_a_point_of_the_best_it_is_the_smallest(monkeypatch):
+    low = {0.1: 0.85, 0.2: 0.9, 0.3: 0.904, 0.4: 0.906, 0.5: 0.8}
+    monkeypatch.setattr(src.repair, "accuracy", lambda lr, *_: low[lr])
+    monkeypatch.setattr(src.repair, "swap_test", lambda *_: None)
+    tuned = lambda lr: Mock(model=lr)  # noqa: E731
+    state, trials = src.repair._best(tuned, sorted(low), images(), None, 0)
+    assert state.model == trials[0]["lr"] == 0.3  # 0.2 is within half a point of it, but not of the best
+    assert [one["lr"] for one in trials] == [0.3, 0.1, 0.2, 0.4, 0.5]
+
+
+def test_lrs_are_numbers_of_any_kind():
+    given = [0.01, 0.02]
+    kinds = given, numpy.array(given), torch.tensor(given, dtype=torch.float64)
+    found = [repair(Net(), lr=lr)[1].tried() for lr in kinds]
+    assert all(one.equals(found[0]) for one in found)
+
+
 def test_lrs_that_destroy_are_passed_over_but_not_if_all_do(shortcut):
     model, train, _ = shortcut
     few = replace(train, images=train.images[:320], labels=train.labels[:320])
